@@ -1,0 +1,133 @@
+"""Frozen values that cross layers. Nothing here computes, reads a clock or holds a lock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+#: What a vector of scores means, and therefore which transforms may touch it.
+#:
+#: ``simplex``: non-negative, sums to one. ``sigmoid``: independent values in [0, 1]. ``logits``: any finite scores whose
+#: arg-max is the label. ``labels``: class labels. ``embedding``: any finite vector. ``scalar``: regression values.
+#: ``open``: explicitly unhardened.
+SpaceKind = Literal["simplex", "sigmoid", "logits", "labels", "embedding", "scalar", "open"]
+SPACES: tuple[str, ...] = get_args(SpaceKind)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpace:
+    """Where a vector of scores lives while a pipeline works on it.
+
+    Attributes:
+        kind: one of `SPACES`.
+        on_simplex: whether the vector is a distribution at this point; noise takes it off, ``project`` puts it back.
+        low, high: bounds that a ``clip`` has established, or infinities.
+        support: most entries that can differ from zero, if a ``top_k`` has limited them.
+        units: if set, every entry is a multiple of 1/units.
+    """
+
+    kind: SpaceKind
+    on_simplex: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    support: int | None = None
+    units: int | None = None
+
+
+class Standing(NamedTuple):
+    """What one client has learnt so far. Entropies are in bits per row, coverage is in [0, 1].
+
+    Attributes:
+        queries: rows asked for and charged.
+        bits: released bits, an upper bound on what all answers together say about the model.
+        rho: zero-concentrated privacy loss spent, for tiers that declare a sensitivity.
+        posterior_entropy: mean entropy of the model's own (clean) scores.
+        label_entropy: entropy of the released labels, corrected for bias.
+        code_length: bits needed to write down the sequence of released labels (Krichevsky-Trofimov).
+        coverage: share of the output space's cells that the client has visited.
+        suspicion: evidence against the client in units of the alarm threshold; 0 without a detector.
+        tier: name of the tier that answers this client now.
+        histogram: rows by entropy of the clean scores, in eighths of the largest possible entropy.
+    """
+
+    queries: int = 0
+    bits: float = 0.0
+    rho: float = 0.0
+    posterior_entropy: float = 0.0
+    label_entropy: float = 0.0
+    code_length: float = 0.0
+    coverage: float = 0.0
+    suspicion: float = 0.0
+    tier: str = ""
+    histogram: tuple[int, ...] = (0,) * 8
+
+
+class Decision(NamedTuple):
+    """What `Guard.admit` allows: the tier that will answer these rows, and the account they were charged to."""
+
+    client: str
+    slot: int
+    tier: str
+    rows: int
+    bits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a security team should know.
+
+    Attributes:
+        kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``accounts-pooled``, ``started``, ``stopped``.
+        time: seconds since the epoch (UTC).
+        client: account concerned, or "".
+        evidence: further facts; never raw inputs, raw outputs or secrets.
+    """
+
+    kind: str
+    time: float
+    client: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Clock(Protocol):
+    def __call__(self) -> float:
+        """Seconds since the epoch."""
+
+
+class Sink(Protocol):
+    def emit(self, event: Event) -> None:
+        """Take one event. Must not block and must not raise."""
+
+    def close(self) -> None:
+        """Write out what is still held."""
+
+
+#: capacity: bits an answer can carry. output-metric: models whose clean outputs are close are hard to tell apart.
+#: label: output-metric, but only among models that agree on the label. shard: one training record, for ensembles on
+#: disjoint shards. none: deception or nothing.
+Relation = Literal["capacity", "output-metric", "shard", "label", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What a pipeline promises about one answer. Unknown is the pessimistic element, never zero.
+
+    Attributes:
+        relation: what is protected, see `Relation`.
+        unit: what the parameters are counted in, in words.
+        parameters: named numbers, such as ``{"rho": 0.02}``; empty when nothing is promised.
+        scope: ``client`` when every client has noise of its own, else ``global``.
+        assumptions: sentences that must hold for the promise to hold.
+        bits: most bits one row of the answer can carry; infinite when unknown.
+        keeps_top1: whether the released arg-max is the model's own.
+    """
+
+    relation: Relation = "none"
+    unit: str = "answer"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    scope: Literal["client", "global"] = "global"
+    assumptions: tuple[str, ...] = ()
+    bits: float = math.inf
+    keeps_top1: bool = False
