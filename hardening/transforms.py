@@ -650,7 +650,7 @@ class ReverseSigmoid(Transform):
         return replace(before, relation="none", parameters={}, keeps_top1=keeps)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.REVERSE_SIGMOID, (self.beta, self.gamma, float(space.kind == "simplex"))),)
+        return (Op(opcodes.REVERSE_SIGMOID, (self.beta, self.gamma, float(space.kind == "simplex"), float(self.allow_flip))),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = self._map(state.rows)
