@@ -64,7 +64,8 @@ class ReleaseError(HardeningError, RuntimeError):
         self.problem = problem
 
 
-#: ``exhausted``: a budget is spent (gRPC RESOURCE_EXHAUSTED); ``forbidden``: the caller may not ask (PERMISSION_DENIED).
+#: ``exhausted``: a budget is spent (gRPC RESOURCE_EXHAUSTED). ``forbidden``: the caller may not ask
+#: (PERMISSION_DENIED).
 DenialCode = Literal["exhausted", "forbidden"]
 
 

@@ -73,7 +73,12 @@ class Pipeline:
             promise = transform.guarantee(promise, space, width)
         if math.isinf(promise.bits) and width is not None:
             promise = Guarantee(
-                promise.relation, promise.unit, promise.parameters, promise.scope, promise.assumptions, raw,
+                promise.relation,
+                promise.unit,
+                promise.parameters,
+                promise.scope,
+                promise.assumptions,
+                raw,
                 promise.keeps_top1,
             )
         return promise
@@ -86,7 +91,7 @@ class Pipeline:
             for op in transform.lower(space)
         )
 
-    def reference(self, scores: NDArray[Any], draws: Iterator[NDArray[np.int64]] = iter(())) -> NDArray[np.float64]:
+    def reference(self, scores: NDArray[Any], draws: Iterator[NDArray[np.int64]] | None = None) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space."""
         rows = np.asarray(scores, np.float64)
         if rows.shape[1] == 0:
@@ -98,7 +103,7 @@ class Pipeline:
         own = rows.argmax(axis=1)
         state = State(rows, own, own)
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            state = transform.reference(state, space, draws)
+            state = transform.reference(state, space, iter(()) if draws is None else draws)
         return state.rows
 
 
@@ -161,8 +166,20 @@ class Program:
         summary = scratch.rows(len(work), self.width)
         flags = np.array([self._flags[0], TOLERANCE[scores.dtype.name], self._flags[1]])
         status = kernels.entry(program.run)(
-            work, nonces, per_row, self._ops, self._params, self._threshold, self._alias, self._keys, self._signs,
-            self._planes, scratch.numbers, scratch.raw, flags, summary,
+            work,
+            nonces,
+            per_row,
+            self._ops,
+            self._params,
+            self._threshold,
+            self._alias,
+            self._keys,
+            self._signs,
+            self._planes,
+            scratch.numbers,
+            scratch.raw,
+            flags,
+            summary,
         )
         if work is not scores and status == 0:
             scores[...] = work
@@ -195,6 +212,6 @@ def _projection(
     purpose = ("coverage", model_digest, output)
     seed = derive(key, *purpose) if key else hashlib.blake2b(repr(purpose).encode(), digest_size=32).digest()
     stream = hashlib.shake_256(seed).digest((width + 7) // 8 + CELL_BITS * 16 * 2)
-    bits = np.unpackbits(np.frombuffer(stream[: (width + 7) // 8], np.uint8))[:width]
+    bits = np.unpackbits(np.frombuffer(stream[: (width + 7) // 8], np.uint8))[:width].astype(np.float64)
     planes = np.frombuffer(stream[(width + 7) // 8 :], "<i2").astype(np.float64)
     return bits * 2.0 - 1.0, planes

@@ -294,13 +294,13 @@ class TopK(Transform):
         rest = np.maximum(1.0 - mass, 0.0)
         if self.remainder == "spread":
             return state._replace(rows=np.where(keep, rows, rest / (width - self.k)))
-        kept[:, [self.other]] += rest
+        kept[:, int(self.other or 0)] += rest[:, 0]
         return state._replace(rows=kept, top=_first_argmax(kept))
 
 
 @dataclass(frozen=True)
 class LabelOnly(Transform):
-    """One-hot of the top class; for independent sigmoids, each entry becomes 0 or 1 at one half. ART's `ClassLabels`."""
+    """One-hot of the top class; for independent sigmoids, 0 or 1 at one half. ART's `ClassLabels`."""
 
     kind: ClassVar[str] = "label_only"
 
@@ -462,7 +462,7 @@ class _Noise(Transform):
         if self.key == "cell":
             rows = np.rint(rows / self.cell) * self.cell
         units = np.rint(rows * math.ldexp(1.0, self.exponent)) + next(draws)
-        noisy = units * self.step
+        noisy = np.asarray(units * self.step, np.float64)
         return state._replace(rows=noisy, top=_first_argmax(noisy))
 
 
@@ -553,9 +553,7 @@ class Project(Transform):
             return before
         if before.relation == "output-metric":
             sentence = "models are compared only where they agree on the label, which is released as it is"
-            return replace(
-                before, relation="label", keeps_top1=True, assumptions=(*before.assumptions, sentence)
-            )
+            return replace(before, relation="label", keeps_top1=True, assumptions=(*before.assumptions, sentence))
         return replace(before, keeps_top1=True)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
@@ -627,10 +625,11 @@ class ReverseSigmoid(Transform):
             return
         logit = np.linspace(-21.0, 21.0, 20001)
         p = 1.0 / (1.0 + np.exp(-logit))
+        # Below a leading score q there can be anything up to min(q, 1 - q); the grid is symmetric about one half.
         reached = np.maximum.accumulate(self._map(p))
+        reached = np.minimum(reached, reached[::-1])
         leads = p >= 1.0 / width
-        flips = self._map(p)[leads] < reached[leads]
-        # Two values a hair apart on a falling stretch swap places too, hence the running maximum of everything below.
+        flips = self._map(p)[leads] < reached[leads] - 1e-12
         if flips.any():
             raise ValueError(
                 f"beta, gamma: with {width} classes these change the top class of some rows (a leading score of "
@@ -650,7 +649,11 @@ class ReverseSigmoid(Transform):
         return replace(before, relation="none", parameters={}, keeps_top1=keeps)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.REVERSE_SIGMOID, (self.beta, self.gamma, float(space.kind == "simplex"), float(self.allow_flip))),)
+        return (
+            Op(
+                opcodes.REVERSE_SIGMOID, (self.beta, self.gamma, float(space.kind == "simplex"), float(self.allow_flip))
+            ),
+        )
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = self._map(state.rows)
@@ -662,6 +665,5 @@ class ReverseSigmoid(Transform):
 
 #: Every transform by its name in a policy.
 TRANSFORMS: dict[str, type[Transform]] = {
-    t.kind: t
-    for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
 }

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 #: What a vector of scores means, and therefore which transforms may touch it.
 #:
-#: ``simplex``: non-negative, sums to one. ``sigmoid``: independent values in [0, 1]. ``logits``: any finite scores whose
-#: arg-max is the label. ``labels``: class labels. ``embedding``: any finite vector. ``scalar``: regression values.
+#: ``simplex``: non-negative, sums to one. ``sigmoid``: independent values in [0, 1]. ``logits``: any finite scores
+#: whose arg-max is the label. ``labels``: class labels.
+#: ``embedding``: any finite vector. ``scalar``: regression values.
 #: ``open``: explicitly unhardened.
 SpaceKind = Literal["simplex", "sigmoid", "logits", "labels", "embedding", "scalar", "open"]
 SPACES: tuple[str, ...] = get_args(SpaceKind)

@@ -38,7 +38,9 @@ def test_rfc8439_block() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(min_size=32, max_size=32), st.binary(min_size=12, max_size=12), st.integers(0, 2**31), st.integers(1, 99))
+@given(
+    st.binary(min_size=32, max_size=32), st.binary(min_size=12, max_size=12), st.integers(0, 2**31), st.integers(1, 99)
+)
 def test_stream_equals_an_independent_implementation(secret: bytes, nonce: bytes, counter: int, words: int) -> None:
     expected = noise.reference_stream(secret, nonce, counter, words)
     assert np.array_equal(keystream(secret, nonce, counter, words), expected)
@@ -64,7 +66,9 @@ def test_tables_hold_the_exact_law(kind: Any, scale: Fraction, variance: float) 
     assert table.tv_bound < 2.0**-48
 
 
-@pytest.mark.parametrize("law", [Law("gaussian", Fraction(3)), Law("laplace", Fraction(2)), Law("gaussian", Fraction(200))])
+@pytest.mark.parametrize(
+    "law", [Law("gaussian", Fraction(3)), Law("laplace", Fraction(2)), Law("gaussian", Fraction(200))]
+)
 def test_draws_follow_the_table(law: Law) -> None:
     table = noise_table(law)
     raw = noise.reference_stream(bytes(32), bytes(12), 0, 400_000)
@@ -141,7 +145,7 @@ def test_derivation_separates_everything() -> None:
 
 
 def test_device_functions_are_callable_from_kernels() -> None:
-    @njit  # type: ignore[untyped-decorator]
+    @njit
     def first_word(key: Any, nonce: Any, out: Any) -> Any:
         prf.fill(key, nonce, 0, out, 8)
         return out[0]

@@ -41,10 +41,10 @@ def entry(function: Callable[..., Any]) -> Callable[..., Any]:
 
     directory = cache_directory()
     if directory is None:
-        return numba.njit(function)  # type: ignore[no-any-return]
+        return numba.njit(function)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(directory)
     try:
-        return numba.njit(cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True)(function)
     finally:
         numba.config.CACHE_DIR = before

@@ -29,18 +29,18 @@ def _unary(name: str) -> Callable[[ir.IRBuilder, Any], Any]:
     return emit
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def rint(_ctx: Any, x: Any) -> Any:
     """Nearest integer, halves to even."""
     return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.rint")(b, a[0])
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def floor(_ctx: Any, x: Any) -> Any:
     return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.floor")(b, a[0])
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fabs(_ctx: Any, x: Any) -> Any:
     return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.fabs")(b, a[0])
 
@@ -54,24 +54,24 @@ def _select(compare: str) -> Callable[..., Any]:
     return emit
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def larger(_ctx: Any, x: Any, y: Any) -> Any:
     """max of two finite numbers."""
     return types.float64(types.float64, types.float64), _select(">")
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def smaller(_ctx: Any, x: Any, y: Any) -> Any:
     """min of two finite numbers."""
     return types.float64(types.float64, types.float64), _select("<")
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def bits_of(_ctx: Any, x: Any) -> Any:
     return types.int64(types.float64), lambda c, b, s, a: b.bitcast(a[0], _I64)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def from_bits(_ctx: Any, x: Any) -> Any:
     return types.float64(types.int64), lambda c, b, s, a: b.bitcast(a[0], _DOUBLE)
 
@@ -93,7 +93,7 @@ def log2(x: float) -> float:
     bits = bits_of(x)
     exponent = (bits >> 52) - 1022
     m = from_bits((bits & _MANTISSA) | _HALF)
-    small = float(m < 0.7071067811865476)
+    small = 1.0 if m < 0.7071067811865476 else 0.0
     m = m + m * small - 1.0
     q = ((((((((C9 * m + C8) * m + C7) * m + C6) * m + C5) * m + C4) * m + C3) * m + C2) * m + C1) * m + C0
     return m * q + (float(exponent) - small)

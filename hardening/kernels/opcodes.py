@@ -16,7 +16,9 @@ TOP_K: Final = 3  # keep p0 entries; p1: REMAINDER_*; p2: fill or index of the c
 LABEL_ONLY: Final = 4  # one-hot of the top class; p0 = 1: threshold each entry at one half instead
 CLIP: Final = 5  # to [p0, p1]
 TEMPERATURE: Final = 6  # p0: temperature; p1 = 1 on the simplex (powers), 0 on logits (quotients)
-NOISE: Final = 7  # p0: step; p1: 1/step; p2: table start; p3: log2 slots; p4: offset; p5: key row; p6: KEYED_*; p7: cell
+NOISE: Final = (
+    7  # p0: step; p1: 1/step; p2: table start; p3: log2 slots; p4: offset; p5: key row; p6: KEYED_*; p7: cell
+)
 PROJECT: Final = 8  # onto the simplex; p0 = 1: keep the model's own top class; p1: margin
 REVERSE_SIGMOID: Final = 9  # p0: beta; p1: gamma; p2 = 1: renormalise; p3 = 1: may change the top class
 

@@ -12,13 +12,13 @@ from numba.extending import intrinsic
 _I32 = ir.IntType(32)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def add32(_ctx: Any, x: Any, y: Any) -> Any:
     """Sum modulo 2**32; numba would widen to 64 bits."""
     return types.uint32(types.uint32, types.uint32), lambda c, b, s, a: b.add(a[0], a[1])
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def xor_rotate32(_ctx: Any, x: Any, y: Any, n: Any) -> Any:
     """(x xor y) rotated left by n."""
 
@@ -35,7 +35,7 @@ _C0, _C1, _C2, _C3 = U(0x61707865), U(0x3320646E), U(0x79622D32), U(0x6B206574)
 _R16, _R12, _R8, _R7 = U(16), U(12), U(8), U(7)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
     a = add32(a, b)
     d = xor_rotate32(d, a, _R16)
@@ -48,7 +48,7 @@ def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
     return a, b, c, d
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def chacha_block(k: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
     """One block: key uint32 ``(8,)`` in, sixteen uint32 words out."""
     x0, x1, x2, x3 = _C0, _C1, _C2, _C3
@@ -69,7 +69,7 @@ def chacha_block(k: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> N
     out[12], out[13], out[14], out[15] = add32(x12, counter), add32(x13, n0), add32(x14, n1), add32(x15, n2)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def fill(k: Any, nonce: Any, counter: int, out: Any, words: int) -> None:
     """Keystream from block `counter` on: at least `words` uint64; `out` has room for whole blocks of eight."""
     narrow = out.view(np.uint32)
@@ -78,7 +78,7 @@ def fill(k: Any, nonce: Any, counter: int, out: Any, words: int) -> None:
         chacha_block(k, U(counter + block), n0, n1, n2, narrow[16 * block : 16 * block + 16])
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def draw(raw: Any, n: int, threshold: Any, alias: Any, bits: int, offset: int, out: Any) -> None:
     """n integers by the alias method, as float64; constant work, no branch on what is drawn."""
     down, up = np.uint64(64 - bits), np.uint64(bits)

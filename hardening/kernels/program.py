@@ -21,7 +21,7 @@ CHUNK = 256
 SUMMARY = 4
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def _check(w: Any, n: int, space: int, tolerance: float) -> int:
     if rows.nonfinite(w, n):
         return opcodes.NOT_FINITE
@@ -44,7 +44,7 @@ def _check(w: Any, n: int, space: int, tolerance: float) -> int:
     return opcodes.OK
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def _add_noise(
     w: Any, z: Any, n: int, p: Any, threshold: Any, alias: Any, key: Any, nonce: Any, vector: int, raw: Any
 ) -> int:
@@ -67,7 +67,7 @@ def _add_noise(
     return opcodes.OK
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def _cell_nonce(w: Any, n: int, cell: float, key: Any, state: Any, nonce: Any) -> None:
     """96 bits that depend on the quantised row alone: a chain of ChaCha20 blocks, each keyed by the one before."""
     for i in range(8):
@@ -82,10 +82,23 @@ def _cell_nonce(w: Any, n: int, cell: float, key: Any, state: Any, nonce: Any) -
         nonce[i] = state[i]
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def _step(
-    w: Any, z: Any, n: int, code: int, p: Any, own: int, top: int, threshold: Any, alias: Any, keys: Any,
-    nonce: Any, spare: Any, state: Any, vector: int, raw: Any,
+    w: Any,
+    z: Any,
+    n: int,
+    code: int,
+    p: Any,
+    own: int,
+    top: int,
+    threshold: Any,
+    alias: Any,
+    keys: Any,
+    nonce: Any,
+    spare: Any,
+    state: Any,
+    vector: int,
+    raw: Any,
 ) -> tuple[int, int]:
     """One instruction; returns what went wrong, if anything, and the top class from here on."""
     if code == opcodes.NOISE:
@@ -124,7 +137,7 @@ def _step(
     return opcodes.OK, top
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def _summarise(w: Any, z: Any, n: int, own: int, space: int, logits: bool, signs: Any, planes: Any, out: Any) -> None:
     entropy, most = 0.0, 0.0
     if space == opcodes.SPACE_SIMPLEX:
@@ -138,8 +151,20 @@ def _summarise(w: Any, z: Any, n: int, own: int, space: int, logits: bool, signs
 
 
 def run(
-    y: Any, nonces: Any, per_row: int, ops: Any, params: Any, threshold: Any, alias: Any, keys: Any, signs: Any,
-    planes: Any, scratch: Any, raw: Any, flags: Any, summary: Any,
+    y: Any,
+    nonces: Any,
+    per_row: int,
+    ops: Any,
+    params: Any,
+    threshold: Any,
+    alias: Any,
+    keys: Any,
+    signs: Any,
+    planes: Any,
+    scratch: Any,
+    raw: Any,
+    flags: Any,
+    summary: Any,
 ) -> int:
     """Harden `y` in place.
 

@@ -82,7 +82,7 @@ def nonfinite(w: Row, n: int) -> bool:
     s = 0.0
     for j in range(n):
         s += w[j] * 0.0
-    return not s == 0.0
+    return s != 0.0
 
 
 @njit
@@ -225,7 +225,7 @@ def _hand_out(w: Row, residual: Row, n: int, missing: int, t: float, top: int) -
     """One unit to each residual above t, what is left to those equal to t; marks receivers by adding 2."""
     above = count_above(residual, n, t)
     for j in range(n):
-        got = float(residual[j] > t)
+        got = 1.0 if residual[j] > t else 0.0
         w[j] += got
         residual[j] += 2.0 * got
     left = missing - above
@@ -261,7 +261,7 @@ def keep_top_k(w: Row, kept: Row, n: int, k: int, mode: int, value: float, top: 
     t = threshold_of(w, n, k)
     left = k
     for j in range(n):
-        kept[j] = float(w[j] > t)
+        kept[j] = 1.0 if w[j] > t else 0.0
     left -= count_above(w, n, t)
     if left > 0 and w[top] == t:
         kept[top] = 1.0
@@ -319,7 +319,7 @@ def one_hot(w: Row, n: int, top: int) -> None:
 @njit
 def at_half(w: Row, n: int) -> None:
     for j in range(n):
-        w[j] = float(w[j] >= 0.5)
+        w[j] = 1.0 if w[j] >= 0.5 else 0.0
 
 
 @njit

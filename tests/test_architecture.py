@@ -1,0 +1,49 @@
+"""The shape of the house: imports point down, every package is listed."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["errors", "types", "kernels", "noise", "transforms", "pipeline"]
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hardening").rglob("*.py")), ids=lambda p: p.name)
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(ROOT / "hardening").parts[0].removesuffix(".py")
+    rank = len(LAYERS) if own == "__init__" else LAYERS.index(own)
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        assert top not in {"hardening_onnx", "hardening_grpc", "onnxruntime", "grpc"}
+        if top == "hardening":
+            assert LAYERS.index(rest.split(".")[0]) <= rank, f"{own} imports {name}"
+
+
+def test_every_package_is_listed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "hardening").rglob("__init__.py")}
+    assert listed == found
+
+
+def test_importing_compiles_nothing_and_reads_no_numba() -> None:
+    script = "import sys, hardening.pipeline; print('numba' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

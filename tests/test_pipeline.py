@@ -1,0 +1,316 @@
+"""The kernel against each transform's numpy reference on the same draws, and the promises that transforms make."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hardening.errors import ConfigError
+from hardening.kernels import opcodes
+from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
+from hardening.pipeline import Pipeline, Program, Scratch
+from hardening.transforms import (
+    Clip,
+    Gaussian,
+    LabelOnly,
+    Laplace,
+    Project,
+    ReverseSigmoid,
+    Round,
+    Temperature,
+    TopK,
+    Transform,
+    Types,
+    _Noise,
+    types_bits,
+)
+
+KEY = Key(1, "chacha20", bytes(range(32)))
+SCRATCH = Scratch()
+V = [
+    0.12109935,
+    0.0498215,
+    0.0993958,
+    0.06410096,
+    0.11366928,
+    0.04645343,
+    0.06419807,
+    0.30685693,
+    0.07616714,
+    0.05823757,
+]
+
+SIMPLEX: dict[str, tuple[Transform, ...]] = {
+    "nothing": (),
+    "types": (Types(n=100),),
+    "types-1": (Types(n=1),),
+    "round": (Round(decimals=3),),
+    "top-k": (TopK(k=3), Types(n=20)),
+    "top-1": (TopK(k=1),),
+    "spread": (TopK(k=2, remainder="spread"),),
+    "other": (TopK(k=2, remainder="other", other=1),),
+    "label": (LabelOnly(),),
+    "temperature": (Temperature(t=2.0), Round(decimals=4)),
+    "project": (Clip(low=0.05, high=0.6), Project()),
+    "keep": (Clip(low=0.05, high=0.6), Project(keep_top1=True), Types(n=50)),
+    "gaussian": (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100)),
+    "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
+    "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
+    "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+}
+
+
+def run(pipeline: Pipeline, scores: NDArray[Any], nonces: Any = None, model: str = "m") -> tuple[int, NDArray[Any]]:
+    out = scores.copy()
+    if nonces is None:
+        nonces = np.arange(3 * len(scores), dtype=np.uint32).reshape(-1, 3)
+    status, _ = Program(pipeline, scores.shape[1], KEY, "p", model).run(out, nonces, 1, SCRATCH)
+    return status, out
+
+
+def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterator[NDArray[np.int64]]:
+    """The noise that the kernel must have used, by an independent ChaCha20 and the table's numpy reading."""
+    seen: dict[Any, int] = {}
+    for transform, op in pipeline.lower():
+        if op.law is None:
+            continue
+        assert isinstance(transform, _Noise)
+        context = transform.context()
+        seen[context] = seen.get(context, -1) + 1
+        secret = derive(KEY, "noise", "m", "p", seen[context], *context)
+        table = noise_table(op.law)
+        yield np.array(
+            [reference_noise(table, reference_stream(secret, n.tobytes(), 0, width)[:width]) for n in nonces]
+        ).reshape(len(nonces), width)
+
+
+def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    out = rng.dirichlet(np.full(width, spread), size=rows) + 1e-12
+    out[:, rng.integers(width)] = out[:, rng.integers(width)]  # ties
+    return np.asarray(out / out.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("name", SIMPLEX)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 1.0, 50.0]), st.sampled_from(["f4", "f8"]))
+def test_kernel_equals_reference(name: str, width: int, seed: int, spread: float, dtype: str) -> None:
+    pipeline = Pipeline("simplex", SIMPLEX[name])
+    x = distributions(5, width, seed, spread).astype(dtype)
+    x[0] = 0
+    x[0, -1] = 1
+    x[1] = 1 / width
+    nonces = np.random.default_rng(seed).integers(0, 2**32, (5, 3), dtype=np.uint32)
+    status, out = run(pipeline, x, nonces)
+    assert status == 0
+    expected = pipeline.reference(x, draws(pipeline, nonces, width))
+    np.testing.assert_allclose(out, expected.astype(dtype), rtol=1e-6 if dtype == "f4" else 1e-12, atol=1e-9)
+    assert np.isfinite(out).all()
+    assert (out >= 0).all()
+    np.testing.assert_allclose(out.sum(axis=1, dtype=np.float64), 1.0, atol=width * 1e-7)
+    if pipeline.guarantee(width).keeps_top1:
+        assert np.array_equal(out.argmax(axis=1), x.argmax(axis=1))
+    for i in range(len(x)):  # rows are independent
+        alone = run(pipeline, x[i : i + 1], nonces[i : i + 1])[1]
+        assert np.array_equal(alone[0], out[i])
+
+
+@pytest.mark.parametrize(
+    ("space", "transforms"),
+    [
+        ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=3))),
+        ("logits", (Temperature(t=3.0), LabelOnly())),
+        ("sigmoid", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), Round(decimals=1))),
+        ("sigmoid", (LabelOnly(),)),
+        ("scalar", (Laplace(scale=3.0), Round(decimals=0))),
+        ("embedding", (Gaussian(sigma=0.02), Round(decimals=3))),
+    ],
+)
+def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...]) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6, 17)) * 4 if space != "sigmoid" else rng.random((6, 17))
+    nonces = rng.integers(0, 2**32, (6, 3), dtype=np.uint32)
+    pipeline = Pipeline(space, transforms)
+    status, out = run(pipeline, x, nonces)
+    assert status == 0
+    assert np.array_equal(out, pipeline.reference(x, draws(pipeline, nonces, 17)))
+
+
+def test_types_are_the_nearest_points() -> None:
+    """Largest remainder is optimal in L1 among all points of the grid (Reznik 2011), here by enumeration."""
+    rng = np.random.default_rng(0)
+    n = 7
+    grid = np.array([(i, j, n - i - j) for i in range(n + 1) for j in range(n + 1 - i)]) / n
+    for x in rng.dirichlet(np.ones(3), size=200):
+        out = run(Pipeline("simplex", (Types(n=n),)), x[None])[1][0]
+        if out.argmax() == x.argmax() and np.sum(out == out.max()) == 1:
+            assert np.abs(out - x).sum() <= np.abs(grid - x).sum(axis=1).min() + 2 / n
+        assert np.abs(out - x).max() < 2 / n
+    assert len(grid) == round(2 ** types_bits(n, 3))
+
+
+def test_known_projections_and_roundings() -> None:
+    """Rows whose answers were computed elsewhere: Rounded's published row, Duchi's examples."""
+    out = run(Pipeline("simplex", (Round(decimals=3),)), np.array([V]))[1][0]
+    expected = [0.121, 0.05, 0.099, 0.064, 0.114, 0.046, 0.064, 0.307, 0.076, 0.058]
+    np.testing.assert_allclose(out, expected, atol=1.01e-3)
+    assert out.sum() == pytest.approx(1.0, abs=1e-12)
+    labels = run(Pipeline("simplex", (LabelOnly(),)), np.eye(3) * 0.85 + 0.05)[1]
+    assert np.array_equal(labels, np.eye(3))
+    three = np.array([[0.5, 0.3, 0.2]])
+    assert run(Pipeline("simplex", (TopK(k=2),)), three)[1][0].tolist() == pytest.approx([0.625, 0.375, 0.0])
+
+
+def test_published_reverse_sigmoid() -> None:
+    pipeline = Pipeline("simplex", (ReverseSigmoid(beta=1.0, gamma=0.1, allow_flip=True),))
+    out = run(pipeline, np.array([V]))[1][0]
+    expected = [0.10733664, 0.07743666, 0.09712707, 0.08230411, 0.10377649]
+    np.testing.assert_allclose(out[:5], expected, atol=1e-5)
+    assert pipeline.guarantee(10).relation == "none"
+
+
+@pytest.mark.parametrize("width", [100, 1000])
+def test_reverse_sigmoid_that_flips_the_label_is_refused(width: int) -> None:
+    with pytest.raises((ValueError, ConfigError), match="allow_flip"):
+        Program(Pipeline("simplex", (ReverseSigmoid(beta=1.0, gamma=0.5),)), width, KEY, "p", "m")
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ([0.5, math.nan, 0.5], opcodes.NOT_FINITE),
+        ([0.5, math.inf, 0.5], opcodes.NOT_FINITE),
+        ([0.5, -math.inf, 0.5], opcodes.NOT_FINITE),
+        ([0.5, 0.4, 0.0], opcodes.NOT_SIMPLEX),
+        ([1.5, -0.5, 0.0], opcodes.NOT_SIMPLEX),
+        ([0.0, 0.0, 0.0], opcodes.NOT_SIMPLEX),
+        ([1e300, 0.0, 0.0], opcodes.NOT_SIMPLEX),
+    ],
+)
+def test_bad_rows_are_named(bad: list[float], problem: int) -> None:
+    x = np.array([[0.2, 0.3, 0.5], bad])
+    status, _ = run(Pipeline("simplex", (Types(n=10),)), x)
+    assert status == 2 * 8 + problem
+
+
+def test_scores_beyond_the_noise_grid_are_an_error() -> None:
+    status, _ = run(Pipeline("scalar", (Gaussian(sigma=1e-3),)), np.array([[1e300]]))
+    assert status == 8 + opcodes.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (3, 1), (1, 20000)])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_odd_shapes(shape: tuple[int, int], dtype: str) -> None:
+    x = np.zeros(shape, dtype)
+    if x.size:
+        x[:, 0] = 1
+    status, out = run(Pipeline("simplex", SIMPLEX["gaussian"]), x)
+    assert status == 0
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    if x.size:
+        assert (out.argmax(axis=1) == 0).all()
+        np.testing.assert_allclose(out.sum(axis=1, dtype=np.float64), 1.0, atol=1e-2 if dtype == "f2" else 1e-5)
+
+
+def test_read_only_and_strided_arrays_are_left_alone_or_hardened_in_place() -> None:
+    x = np.asfortranarray(distributions(4, 6, 1, 1.0))
+    status, out = run(Pipeline("simplex", (Types(n=4),)), x)
+    assert status == 0
+    assert np.array_equal(out * 4, np.rint(out * 4))
+
+
+def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
+    x = distributions(1, 10, 5, 1.0)
+    nonce = np.array([[1, 2, 3]], np.uint32)
+    raw = (Gaussian(sigma=0.05),)
+    base = run(Pipeline("scalar", raw), x, nonce)[1]
+    assert np.array_equal(base, run(Pipeline("scalar", raw), x, nonce)[1])
+    others = [
+        run(Pipeline("scalar", raw), x, nonce + np.uint32(1))[1],
+        run(Pipeline("scalar", raw), x, nonce, model="another")[1],
+        run(Pipeline("scalar", (Gaussian(sigma=0.050000001),)), x, nonce)[1],
+        run(Pipeline("scalar", (Gaussian(sigma=0.05, key="cell"),)), x, nonce)[1],
+    ]
+    for other in others:
+        # equal noise at two scales would solve for the clean row; here nothing lines up
+        assert not np.allclose(base - x, other - x, atol=1e-3)
+
+
+def test_cell_noise_gives_near_duplicates_nothing() -> None:
+    x = np.full((256, 4), 0.26) + np.random.default_rng(0).normal(size=(256, 4)) * 1e-4
+    nonces = np.random.default_rng(1).integers(0, 2**32, (256, 3), dtype=np.uint32)
+    celled = run(Pipeline("scalar", (Gaussian(sigma=0.2, key="cell"),)), x, nonces)[1]
+    keyed = run(Pipeline("scalar", (Gaussian(sigma=0.2),)), x, nonces)[1]
+    assert len(np.unique(celled, axis=0)) == 1
+    assert len(np.unique(keyed, axis=0)) == 256
+
+
+@pytest.mark.parametrize(
+    ("space", "transforms", "path"),
+    [
+        ("simplex", (Gaussian(sigma=0.1),), "tier"),
+        ("simplex", (Gaussian(sigma=0.1), Types(n=5)), "tier[1]"),
+        ("logits", (TopK(k=2),), "tier[0]"),
+        ("logits", (Types(n=5),), "tier[0]"),
+        ("scalar", (LabelOnly(),), "tier[0]"),
+        ("labels", (Round(decimals=1),), "tier[0]"),
+        ("embedding", (Project(),), "tier[0]"),
+    ],
+)
+def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Transform, ...], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Pipeline(space, transforms, path="tier")
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Round(decimals=-1),
+        lambda: Round(decimals=2.5),
+        lambda: Types(n=0),
+        lambda: TopK(k=0),
+        lambda: TopK(k=1, remainder="other"),
+        lambda: Clip(low=1.0, high=1.0),
+        lambda: Temperature(t=0.0),
+        lambda: Gaussian(sigma=math.inf),
+        lambda: Gaussian(sigma=0.0),
+        lambda: Gaussian(sigma=1.0, key="client"),
+        lambda: Laplace(scale=math.nan),
+        lambda: ReverseSigmoid(beta=0.0),
+        lambda: ReverseSigmoid(beta=10.0, gamma=10.0),
+    ],
+)
+def test_impossible_parameters_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=":"):
+        make()
+
+
+def test_noise_without_a_key_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"\[key\]"):
+        Program(Pipeline("scalar", (Gaussian(sigma=0.1),)), 3, None, "p", "m")
+
+
+def test_bits_per_answer() -> None:
+    """Published counts: C(n + k - 1, k - 1) grid points; log2 k for a label."""
+    assert Pipeline("simplex", (Types(n=10),)).guarantee(10).bits == pytest.approx(math.log2(92378))
+    assert Pipeline("simplex", (Types(n=100),)).guarantee(10).bits == pytest.approx(41.955, abs=1e-3)
+    assert Pipeline("simplex", (LabelOnly(),)).guarantee(1000).bits == pytest.approx(math.log2(1000))
+    assert Pipeline("simplex", ()).guarantee(10).bits == 320
+    assert Pipeline("simplex", (TopK(k=1), Types(n=10))).guarantee(10).bits == pytest.approx(math.log2(10))
+    kept = Pipeline("simplex", SIMPLEX["gaussian"]).guarantee(10)
+    assert (kept.relation, kept.keeps_top1) == ("label", True)
+    plain = Pipeline("simplex", SIMPLEX["laplace"]).guarantee(10)
+    assert (plain.relation, plain.keeps_top1) == ("output-metric", False)
+    rho = Pipeline("scalar", (Gaussian(sigma=0.5, sensitivity=0.1),)).guarantee(1).parameters["rho"]
+    assert rho == pytest.approx((0.1 + 2**-8) ** 2 / (2 * 0.25))  # a grid of 1/256 adds its step
+    assert json.dumps(dict(kept.parameters))
