@@ -1,0 +1,215 @@
+"""TOML to frozen dataclasses, strictly: an unknown key is an error with its dotted path and the valid choices.
+
+Nothing here reads a secret; a policy holds references to them (``file:PATH``, ``env:NAME``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+from hardening.errors import ConfigError
+from hardening.pipeline import Pipeline
+from hardening.transforms import TRANSFORMS, Transform
+from hardening.types import SPACES, SpaceKind
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Where the key is: `source` is ``file:PATH`` or ``env:NAME``; `create` makes a missing file, with mode 0600."""
+
+    source: str
+    create: bool = False
+
+    def __post_init__(self) -> None:
+        if self.source.partition(":")[0] not in ("file", "env") or not self.source.partition(":")[2]:
+            raise ConfigError("key.source", f"must be file:PATH or env:NAME, not {self.source!r}")
+        if self.create and self.source.startswith("env:"):
+            raise ConfigError("key.create", "only a file can be created; with env: leave it out")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How one model output is hardened: a pipeline per tier, the first tier being the default.
+
+    Attributes:
+        space: one of `hardening.types.SPACES`.
+        tiers: transforms by tier; may be left out only for ``labels`` and ``open``.
+        label_output: the output that holds the arg-max of this one; it is derived from the released row.
+        classes: values of the label output, by index; 0, 1, 2, ... if left out.
+    """
+
+    space: SpaceKind
+    tiers: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
+    label_output: str | None = None
+    classes: tuple[int | str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may be released. Build it in Python, or load it with `load_policy`; equal settings give equal objects.
+
+    Raises ConfigError.
+    """
+
+    outputs: Mapping[str, Output]
+    key: KeySource | None = None
+    schema: int = SCHEMA
+    root: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ConfigError("schema", f"must be {SCHEMA}, not {self.schema!r}")
+        if not self.outputs:
+            raise ConfigError("outputs", "name at least one output: everything else is refused")
+        tiers: tuple[str, ...] | None = None
+        for name, output in self.outputs.items():
+            path = f"outputs.{name}"
+            if output.space not in SPACES:
+                raise ConfigError(f"{path}.space", f"unknown space {output.space!r}; known: {', '.join(SPACES)}")
+            if not output.tiers and output.space not in ("labels", "open"):
+                raise ConfigError(f"{path}.tiers", "at least one tier is needed; the first is the default")
+            if output.label_output in self.outputs:
+                raise ConfigError(
+                    f"{path}.label_output", f"{output.label_output!r} has a section of its own; remove one"
+                )
+            if output.label_output is not None and output.space not in ("simplex", "logits"):
+                raise ConfigError(f"{path}.label_output", f"a label agrees with class scores, not with {output.space}")
+            for tier, transforms in output.tiers.items():
+                pipeline = Pipeline(output.space, tuple(transforms), path=f"{path}.tiers.{tier}")
+                if self.key is None and any(op.law for _, op in pipeline.lower()):
+                    raise ConfigError("key", f"missing: the noise in {pipeline.path} is keyed, add [key] with a source")
+            if output.tiers:
+                tiers = tiers or tuple(output.tiers)
+                if set(tiers) != set(output.tiers):
+                    raise ConfigError(f"{path}.tiers", f"every output defines every tier: {', '.join(tiers)}")
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers, the default first."""
+        return next((tuple(o.tiers) for o in self.outputs.values() if o.tiers), ("normal",))
+
+    def pipeline(self, output: str, tier: str) -> Pipeline:
+        """What `tier` does to `output`."""
+        return Pipeline(
+            self.outputs[output].space,
+            tuple(self.outputs[output].tiers.get(tier, ())),
+            f"outputs.{output}.tiers.{tier}",
+        )
+
+
+def _unknown(path: str, key: str, known: Iterable[str]) -> ConfigError:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ConfigError(f"{path}.{key}".lstrip("."), f"unknown key; {hint}known: {', '.join(known)}")
+
+
+def _value(value: Any, wanted: Any, path: str) -> Any:
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        for choice in inner:
+            try:
+                return _value(value, choice, path)
+            except ConfigError:
+                continue
+        raise ConfigError(path, f"wrong type: {value!r}")
+    if origin is typing.Literal:
+        if value not in inner:
+            raise ConfigError(path, f"must be one of {', '.join(map(repr, inner))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(path, f"must be a list, not {value!r}")
+        return tuple(_value(v, inner[0], f"{path}[{i}]") for i, v in enumerate(value))
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (str, int, float, bool) and type(value) is wanted:
+        return value
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+    raise ConfigError(path, f"must be {names.get(wanted, str(wanted))}, not {value!r}")
+
+
+def _table(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(path, f"must be a table, not {value!r}")
+    return value
+
+
+def _build(kind: type[Any], table: dict[str, Any], path: str, given: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass from a table; `given` are fields that were decoded already."""
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = dict(given or {})
+    for key, value in table.items():
+        if key not in fields:
+            raise _unknown(path, key, fields)
+        if key not in values:
+            values[key] = _value(value, hints[key], f"{path}.{key}")
+    for name, f in fields.items():
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and name not in values:
+            raise ConfigError(f"{path}.{name}", "missing")
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except ValueError as problem:
+        name, _, rest = str(problem).partition(": ")
+        raise ConfigError(
+            f"{path}.{name}" if name in fields else path, rest if name in fields else str(problem)
+        ) from None
+
+
+def _transform(value: Any, path: str) -> Transform:
+    table = dict(_table(value, path))
+    kind = table.pop("kind", None)
+    if not isinstance(kind, str) or kind not in TRANSFORMS:
+        raise ConfigError(f"{path}.kind", f"unknown transform {kind!r}; known: {', '.join(TRANSFORMS)}")
+    return cast(Transform, _build(TRANSFORMS[kind], table, path))
+
+
+def _output(value: Any, path: str) -> Output:
+    table = _table(value, path)
+    tiers = {}
+    for tier, steps in _table(table.get("tiers", {}), f"{path}.tiers").items():
+        if not isinstance(steps, list):
+            raise ConfigError(f"{path}.tiers.{tier}", f"must be a list of transforms, not {steps!r}")
+        tiers[tier] = tuple(_transform(step, f"{path}.tiers.{tier}[{i}]") for i, step in enumerate(steps))
+    return cast(Output, _build(Output, table, path, {"tiers": tiers}))
+
+
+def parse_policy(text: str, root: Path = Path()) -> Policy:
+    """A policy from TOML text; relative references are relative to `root`. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise ConfigError("", f"not valid TOML: {problem}") from None
+    known = ("schema", "key", "outputs")
+    for section in document:
+        if section not in known:
+            raise _unknown("", section, known)
+    if "schema" not in document:
+        raise ConfigError("schema", f"missing; write schema = {SCHEMA}")
+    outputs = {n: _output(o, f"outputs.{n}") for n, o in _table(document.get("outputs", {}), "outputs").items()}
+    key = _build(KeySource, _table(document["key"], "key"), "key") if "key" in document else None
+    return Policy(outputs, key, _value(document["schema"], int, "schema"), root)
+
+
+def load_policy(path: str | PathLike[str]) -> Policy:
+    """Read a policy file. Raises ConfigError, which names the dotted path of what is wrong."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError("", f"cannot read the policy {str(path)!r}: {problem}") from None
+    return parse_policy(text, Path(path).resolve().parent)

@@ -1,0 +1,70 @@
+"""Secrets by reference: reading them, and creating a key where the policy allows it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from hardening.config import KeySource
+from hardening.errors import ConfigError
+from hardening.noise import CIPHERS, SECRET_BYTES, Key
+
+
+def read_reference(reference: str, root: Path, path: str) -> bytes:
+    """What ``file:PATH`` (relative to `root`) or ``env:NAME`` holds. Raises ConfigError at `path`."""
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if name not in os.environ:
+            raise ConfigError(path, f"the environment variable {name} is not set")
+        return os.environ[name].encode()
+    if kind != "file" or not name:
+        raise ConfigError(path, f"must be file:PATH or env:NAME, not {reference!r}")
+    try:
+        return (root / name).read_bytes()
+    except OSError as problem:
+        raise ConfigError(path, f"cannot read {name!r}: {problem.strerror}") from None
+
+
+def load_key(source: KeySource, root: Path) -> Key:
+    """The key a policy refers to; created, with mode 0600, if it is missing and the policy says so.
+
+    Raises ConfigError if it cannot be read, is not a key, or is open to other users.
+    """
+    if source.source.startswith("file:"):
+        file = root / source.source[5:]
+        if source.create and not file.exists():
+            _create(file)
+        try:
+            mode = stat.S_IMODE(file.stat().st_mode)
+        except OSError as problem:
+            hint = "" if source.create else "; create = true makes one"
+            raise ConfigError("key.source", f"cannot read {source.source[5:]!r}: {problem.strerror}{hint}") from None
+        if mode & 0o077:
+            raise ConfigError("key.source", f"{source.source[5:]!r} is open to other users ({mode:04o}): chmod 600 it")
+    try:
+        text = read_reference(source.source, root, "key.source").decode("ascii")
+    except UnicodeDecodeError:
+        raise ConfigError("key.source", "does not hold a key: it is not text") from None
+    return Key.parse(text)
+
+
+def _create(file: Path) -> None:
+    """Written whole under another name and linked into place, so that two processes cannot make two keys."""
+    text = Key(1, CIPHERS[0], secrets.token_bytes(SECRET_BYTES)).format() + "\n"
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(draft, file)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as problem:
+        raise ConfigError("key.source", f"cannot create {file.name!r}: {problem.strerror}") from None

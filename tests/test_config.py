@@ -1,0 +1,132 @@
+"""Policies: TOML and Python give equal objects; every mistake is named by its dotted path; keys by reference."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import hardening
+from hardening.config import KeySource, Output, Policy, load_policy, parse_policy
+from hardening.errors import ConfigError
+from hardening.keys import load_key
+from hardening.noise import Key
+from hardening.transforms import Gaussian, LabelOnly, Project, TopK, Types
+
+GOOD = """
+schema = 1
+[key]
+source = "file:hardening.key"
+create = true
+[outputs.probabilities]
+space = "simplex"
+label_output = "label"
+classes = ["cat", "dog"]
+[outputs.probabilities.tiers]
+normal = [ {kind = "gaussian", sigma = 0.05, key = "input"}, {kind = "project", keep_top1 = true},
+  {kind = "types", n = 100} ]
+suspect = [ {kind = "top_k", k = 1}, {kind = "types", n = 10} ]
+label   = [ {kind = "label_only"} ]
+"""
+
+
+def test_toml_and_python_are_equal(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(GOOD)
+    loaded = hardening.load_policy(tmp_path / "policy.toml")
+    built = Policy(
+        outputs={
+            "probabilities": Output(
+                space="simplex",
+                label_output="label",
+                classes=("cat", "dog"),
+                tiers={
+                    "normal": (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100)),
+                    "suspect": (TopK(k=1), Types(n=10)),
+                    "label": (LabelOnly(),),
+                },
+            )
+        },
+        key=KeySource("file:hardening.key", create=True),
+    )
+    assert loaded == built
+    assert loaded.tiers == ("normal", "suspect", "label")
+    assert loaded.root == tmp_path.resolve()
+    assert built.pipeline("probabilities", "label").transforms == (LabelOnly(),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("schema = 1", "schema = 2", "schema"),
+        ("schema = 1", "", "schema"),
+        ("schema = 1", "schema = true", "schema"),
+        ("[key]", "colour = 1\n[key]", "colour"),
+        ("create = true", "creat = true", "key.creat"),
+        ("create = true", 'create = "yes"', "key.create"),
+        ("file:hardening.key", "hardening.key", "key.source"),
+        ('"file:hardening.key"', '"env:KEY"', "key.create"),
+        ('[key]\nsource = "file:hardening.key"\ncreate = true', "", "key"),
+        ('"simplex"', '"simplx"', "outputs.probabilities.space"),
+        ('label_output = "label"', "label_output = 3", "outputs.probabilities.label_output"),
+        ("sigma = 0.05", "sigm = 0.05", "outputs.probabilities.tiers.normal[0].sigm"),
+        ("sigma = 0.05", "sigma = -1", "outputs.probabilities.tiers.normal[0].sigma"),
+        ("sigma = 0.05, ", "", "outputs.probabilities.tiers.normal[0].sigma"),
+        ('key = "input"', 'key = "client"', "outputs.probabilities.tiers.normal[0].key"),
+        ('"types", n = 100', '"types", n = 1.5', "outputs.probabilities.tiers.normal[2].n"),
+        ('"gaussian"', '"gauss"', "outputs.probabilities.tiers.normal[0].kind"),
+        (', {kind = "project", keep_top1 = true}', "", "outputs.probabilities.tiers.normal[1]"),
+        ('[ {kind = "label_only"} ]', "3", "outputs.probabilities.tiers.label"),
+    ],
+)
+def test_mistakes_are_named_by_path(old: str, new: str, path: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(GOOD.replace(old, new, 1))
+    assert caught.value.path == path, str(caught.value)
+
+
+def test_close_misses_are_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'sigma'"):
+        parse_policy(GOOD.replace("sigma", "sigm"))
+
+
+@pytest.mark.parametrize("text", ["schema = 1", "schema = 1\n[outputs]", "schema = ", "\x00"])
+def test_empty_or_broken_policies(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_policy(text)
+
+
+def test_unreadable_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the policy"):
+        load_policy(tmp_path / "absent.toml")
+
+
+def test_a_key_is_created_once_and_privately(tmp_path: Path) -> None:
+    source = KeySource("file:new.key", create=True)
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: load_key(source, tmp_path), range(32)))
+    assert all(k == keys[0] for k in keys)
+    assert stat.S_IMODE((tmp_path / "new.key").stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["new.key"]
+    assert load_key(KeySource("file:new.key"), tmp_path) == keys[0]
+
+
+def test_keys_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="create = true"):
+        load_key(KeySource("file:absent.key"), tmp_path)
+    with pytest.raises(ConfigError, match="cannot create"):
+        load_key(KeySource("file:no/such/folder.key", create=True), tmp_path)
+    (tmp_path / "open.key").write_text(Key(1, "chacha20", bytes(32)).format())
+    (tmp_path / "open.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_key(KeySource("file:open.key"), tmp_path)
+    (tmp_path / "open.key").write_bytes(b"\xff\xfe")
+    (tmp_path / "open.key").chmod(0o600)
+    with pytest.raises(ConfigError, match="not text"):
+        load_key(KeySource("file:open.key"), tmp_path)
+    with pytest.raises(ConfigError, match="not set"):
+        load_key(KeySource("env:HARDENING_ABSENT"), tmp_path)
+    monkeypatch.setenv("HARDENING_PRESENT", Key(3, "chacha20", bytes(32)).format())
+    assert load_key(KeySource("env:HARDENING_PRESENT"), tmp_path).epoch == 3
