@@ -1,7 +1,20 @@
 """Harden what a model says: bounded, calibrated, accounted outputs for ONNX inference."""
 
 from hardening.config import KeySource, Output, Policy, load_policy
-from hardening.errors import ConfigError, Denied, HardeningError, ReleaseError
+from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
+from hardening.guard import Guard, as_client
 
-__all__ = ["ConfigError", "Denied", "HardeningError", "KeySource", "Output", "Policy", "ReleaseError", "load_policy"]
+__all__ = [
+    "ConfigError",
+    "Denied",
+    "Guard",
+    "HardeningError",
+    "InputError",
+    "KeySource",
+    "Output",
+    "Policy",
+    "ReleaseError",
+    "as_client",
+    "load_policy",
+]
 __version__ = "0.1.0.dev0"

@@ -140,6 +140,8 @@ class Program:
         keyed = {op.keyed for _, op in lowered if op.law is not None}
         self.keyed_by_input = opcodes.KEYED_INPUT in keyed
         self.fresh = opcodes.KEYED_FRESH in keyed
+        if self.fresh and self.keyed_by_input:
+            raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
         self._threshold, self._alias = np.concatenate(thresholds), np.concatenate(aliases)
         self._keys = np.frombuffer(b"".join(secrets), "<u4").reshape(-1, 8).astype(np.uint32)
         self._signs, self._planes = _projection(width, key, model_digest, output)
