@@ -1,0 +1,194 @@
+"""HardenedSession: a subclass of InferenceSession whose only open door is `run`.
+
+Downstream libraries test ``isinstance`` and read private attributes, so this is a subclass and not a proxy. Every other
+method that could return results is refused with an error that names `run`; so is any public method of a future ONNX
+Runtime that is not in `HARMLESS`. The C session is not reachable as ``_sess``: ``IOBinding(session)`` and the base
+class's own methods find a closed door there. In one process hostile Python cannot be stopped; what is closed here is
+accidental bypass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnxruntime
+
+from hardening.config import Policy
+from hardening.errors import InputError, ModelError
+from hardening.guard import Guard
+
+#: Public methods of the base class that return no scores and run nothing.
+HARMLESS = frozenset(
+    {
+        "disable_fallback",
+        "enable_fallback",
+        "get_input_epdevices",
+        "get_input_memory_infos",
+        "get_inputs",
+        "get_modelmeta",
+        "get_output_memory_infos",
+        "get_outputs",
+        "get_overridable_initializers",
+        "get_provider_graph_assignment_info",
+        "get_provider_options",
+        "get_providers",
+        "get_session_options",
+    }
+)
+CLIENT_ENTRY = "hardening.client"
+
+
+def _closed(name: str) -> Callable[..., NoReturn]:
+    def closed(*_: object, **__: object) -> NoReturn:
+        raise InputError(f"{name} is closed on a hardened session, its results would not be hardened: use run")
+
+    closed.__name__ = name
+    return closed
+
+
+class _ClosedDoor:
+    """Stands where the runtime keeps its C session."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise InputError(f"the C session behind a hardened session is closed ({name}): use run")
+
+
+class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """An InferenceSession whose answers are hardened. Made by `wrap`.
+
+    Attributes:
+        guard: the `hardening.Guard` that admits queries and releases answers.
+    """
+
+    guard: Guard
+
+    def __init__(self, inner: onnxruntime.InferenceSession, policy: Policy, digest: str) -> None:
+        for key, value in vars(inner).items():
+            if key != "_sess":
+                setattr(self, key, value)
+        self._sess = _ClosedDoor()
+        self.__inner = inner
+        self.guard = Guard(policy, digest)
+        names = [o.name for o in inner.get_outputs()]
+        for name in self.guard.released:
+            if name not in names:
+                raise ModelError(f"the policy names output {name!r}, the model has: {', '.join(names)}")
+        for output in inner.get_outputs():
+            if output.name in policy.outputs and output.shape and isinstance(output.shape[-1], int):
+                for tier in policy.tiers:
+                    policy.pipeline(output.name, tier).check_width(output.shape[-1])
+        self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
+        self.__inputs = [i.name for i in inner.get_inputs()]
+
+    def get_outputs(self) -> list[Any]:
+        """The outputs that the policy releases, in the model's order."""
+        return list(self.__outputs)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: Any = None,
+        *,
+        client: str | None = None,
+    ) -> list[Any]:
+        """As `InferenceSession.run`, hardened: same order, names, dtypes and shapes.
+
+        Args:
+            output_names: outputs to return, or None for all that the policy releases.
+            input_feed: declared inputs only; an initializer that is also an input cannot be written here.
+            run_options: an entry ``hardening.client`` names the client where `client` does not.
+            client: who is asking; else the entry, else `hardening.as_client`, else the anonymous account.
+
+        Raises InputError, Denied, ReleaseError; what the runtime raises passes as it is. Rows are charged first.
+        """
+        names = tuple(output_names) if output_names else tuple(o.name for o in self.__outputs)
+        fetch = list(self.guard.needs(names))
+        for name in input_feed:
+            if name not in self.__inputs:
+                raise InputError(f"input {name!r} is not declared; this model takes: {', '.join(self.__inputs)}")
+        missing = [name for name in self.__inputs if name not in input_feed]
+        if missing:
+            raise InputError(f"missing inputs: {', '.join(missing)}")
+        if client is None and run_options is not None:
+            client = self._client_of(run_options)
+        arrays = {name: np.asarray(value) for name, value in input_feed.items()}
+        rows = next((len(arrays[n]) for n in self.__inputs if arrays[n].ndim), 1)
+        decision = self.guard.admit(client, rows)
+        results = self.__inner.run(fetch, input_feed, run_options)
+        # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
+        outputs = dict(zip(fetch, results, strict=True))
+        del results
+        released = self.guard.release(decision, outputs, arrays)
+        seen: set[str] = set()
+        answer = []
+        for name in names:
+            value = released[name]
+            answer.append(value.copy() if name in seen else value)
+            seen.add(name)
+        return answer
+
+    @staticmethod
+    def _client_of(run_options: Any) -> str | None:
+        try:
+            return str(run_options.get_run_config_entry(CLIENT_ENTRY))
+        except RuntimeError:  # the runtime's way of saying that there is no such entry
+            return None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a hardened session is not pickled: call wrap again where it is needed")
+
+
+for _name in dir(onnxruntime.InferenceSession):
+    if (
+        not _name.startswith("_")
+        and _name not in HARMLESS | {"run"}
+        and callable(getattr(onnxruntime.InferenceSession, _name))
+    ):
+        setattr(HardenedSession, _name, _closed(_name))
+
+
+def wrap(
+    model: str | os.PathLike[str] | bytes | onnxruntime.InferenceSession,
+    policy: Policy,
+    sess_options: Any = None,
+    providers: Any = None,
+    **kwargs: Any,
+) -> HardenedSession:
+    """Harden a model.
+
+    Args:
+        model: path of an ONNX file, its bytes, or an existing session. The digest that keys the noise is the SHA-256 of
+            the file or bytes; weights kept in further files are not part of it.
+        policy: see `hardening.load_policy`.
+        sess_options, providers, kwargs: as for `onnxruntime.InferenceSession`.
+
+    Raises ModelError if the model cannot be read or lacks an output of the policy, ConfigError.
+    """
+    if isinstance(model, HardenedSession):
+        raise ModelError("this session is hardened already")
+    if isinstance(model, onnxruntime.InferenceSession):
+        data = getattr(model, "_model_bytes", None)
+        path = getattr(model, "_model_path", None)
+        digest = _digest(data if data else Path(path).read_bytes() if path else b"")
+        return HardenedSession(model, policy, digest)
+    name = "the model's bytes" if isinstance(model, bytes) else repr(os.fspath(model))
+    try:
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+    except OSError as problem:
+        raise ModelError(f"cannot read {name}: {problem.strerror}") from None
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    try:
+        inner = onnxruntime.InferenceSession(source, sess_options, providers, **kwargs)
+    except Exception as problem:
+        raise ModelError(f"ONNX Runtime cannot load {name}; is it a whole ONNX model?") from problem
+    return HardenedSession(inner, policy, _digest(data))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""

@@ -1,0 +1,218 @@
+"""The wrapped session: same signature and results' shapes, and no door through which raw scores leave."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hardening_onnx
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hardening_onnx.session import HARMLESS, HardenedSession
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+
+import hardening
+from hardening.config import KeySource, Output, Policy
+from hardening.errors import InputError, ModelError, ReleaseError
+from hardening.transforms import Clip, Gaussian, Project, TopK, Types
+
+TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
+
+
+def mlp() -> bytes:
+    """x -> Gemm -> Relu -> Gemm -> logits, Softmax -> p; the bias of the last layer is an overridable initializer."""
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.normal(size=(8, 16)), "w2": rng.normal(size=(16, 4)), "b2": rng.normal(size=4)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["p"]),
+        helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", T.FLOAT, ["N", 8]), helper.make_tensor_value_info("b2", T.FLOAT, [4])],
+        [
+            helper.make_tensor_value_info("p", T.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("logits", T.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("label", T.INT64, ["N"]),
+        ],
+        [numpy_helper.from_array(v.astype("f4"), k) for k, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+MODEL = mlp()
+X = np.random.default_rng(1).normal(size=(6, 8)).astype("f4")
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    output = Output(space="simplex", tiers={"normal": TIER}, label_output="label")
+    return Policy({"p": output}, key=KeySource("file:k.key", create=True), root=tmp_path)
+
+
+@pytest.fixture
+def session(policy: Policy) -> HardenedSession:
+    return hardening_onnx.wrap(MODEL, policy)
+
+
+def test_run_keeps_signature_order_shapes_and_dtypes(session: HardenedSession) -> None:
+    bare = ort.InferenceSession(MODEL)
+    assert isinstance(session, ort.InferenceSession)
+    assert [i.name for i in session.get_inputs()] == [i.name for i in bare.get_inputs()]
+    assert [o.name for o in session.get_outputs()] == ["p", "label"]
+    raw = bare.run(["p", "label"], {"x": X})
+    out = session.run(None, {"x": X}, client="alice")
+    for a, b in zip(out, raw, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert not np.array_equal(out[0], raw[0])
+    assert np.array_equal(out[0], np.rint(out[0] * 100).astype("f4") / np.float32(100))
+    assert np.array_equal(out[1], raw[1])
+    again = session.run(["label", "p", "p"], {"x": X}, None)
+    assert np.array_equal(again[1], out[0])
+    assert not np.shares_memory(again[1], again[2])
+    assert np.array_equal(session.run(["label"], {"x": X})[0], out[1])
+    assert session.guard.standing("alice").queries == 6
+
+
+def test_every_way_in_gives_the_same_answers(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(MODEL)
+    ways: list[Any] = [
+        MODEL,
+        str(tmp_path / "m.onnx"),
+        tmp_path / "m.onnx",
+        ort.InferenceSession(MODEL),
+        ort.InferenceSession(str(tmp_path / "m.onnx")),
+    ]
+    answers = [hardening_onnx.wrap(way, policy).run(["p"], {"x": X})[0] for way in ways]
+    assert all(np.array_equal(a, answers[0]) for a in answers)
+
+
+def test_who_is_asking(session: HardenedSession) -> None:
+    options = ort.RunOptions()
+    options.add_run_config_entry("hardening.client", "entry")
+    with hardening.as_client("context"):
+        session.run(None, {"x": X}, options, client="argument")
+        session.run(None, {"x": X}, options)
+        session.run(None, {"x": X}, ort.RunOptions())
+    session.run(None, {"x": X})
+    assert list(session.guard.clients()) == ["argument", "entry", "context", "anonymous"]
+
+
+def test_only_declared_inputs_and_released_outputs(session: HardenedSession) -> None:
+    assert [i.name for i in session.get_overridable_initializers()] == ["b2"]
+    with pytest.raises(InputError, match="'b2' is not declared"):
+        session.run(None, {"x": X, "b2": np.zeros(4, "f4")})
+    with pytest.raises(InputError, match="'logits' is not released"):
+        session.run(["logits"], {"x": X})
+    with pytest.raises(InputError, match="missing inputs: x"):
+        session.run(None, {})
+    assert session.guard.clients() == {}
+
+
+def test_a_nan_answer_releases_nothing(session: HardenedSession) -> None:
+    bad = X.copy()
+    bad[3] = np.nan
+    with pytest.raises(ReleaseError, match="row 3"):
+        session.run(None, {"x": bad}, client="alice")
+    assert session.guard.standing("alice").queries == 6
+
+
+def test_doors_are_all_known() -> None:
+    """A door that a new ONNX Runtime opens must be looked at before it is allowed."""
+    public = {n for n in dir(ort.InferenceSession) if not n.startswith("_")}
+    closed = {
+        "create_ortvalue_from_shape_and_type", "end_profiling", "get_profiling_start_time_ns", "get_tuning_results",
+        "io_binding", "release_captured_graph", "run_async", "run_with_iobinding", "run_with_ort_values",
+        "run_with_ortvaluevector", "set_ep_dynamic_options", "set_providers", "set_tuning_results",
+    }  # fmt: skip
+    assert public - HARMLESS - closed == {"run"}
+
+
+def test_every_other_door_is_closed(session: HardenedSession) -> None:
+    bare = ort.InferenceSession(MODEL)
+    value = ort.OrtValue.ortvalue_from_numpy(X)
+    attempts: dict[str, Any] = {
+        "run_with_ort_values": lambda: session.run_with_ort_values(["p"], {"x": value}),
+        "run_async": lambda: session.run_async(["p"], {"x": X}, lambda *_: None, None),
+        "run_with_iobinding": lambda: session.run_with_iobinding(bare.io_binding()),
+        "run_with_ortvaluevector": lambda: session.run_with_ortvaluevector(None, [], [], [], [], []),
+        "io_binding": lambda: session.io_binding(),
+        "set_providers": lambda: session.set_providers(["CPUExecutionProvider"]),
+        "_sess.run": lambda: session._sess.run(["p"], {"x": X}, None),
+        "unbound run": lambda: ort.InferenceSession.run(session, ["p"], {"x": X}),
+        "unbound values": lambda: ort.InferenceSession.run_with_ort_values(session, ["p"], {"x": value}),
+    }
+    for name, attempt in attempts.items():
+        with pytest.raises(InputError):
+            pytest.fail(f"{name} returned {attempt()!r}")
+    with pytest.raises((TypeError, InputError)):
+        ort.IOBinding(session)
+    with pytest.raises(TypeError, match="wrap again"):
+        pickle.dumps(session)
+
+
+def third_party(session: Any) -> Any:
+    """What downstream libraries do with a session they are given."""
+    if not isinstance(session, ort.InferenceSession):
+        raise TypeError("expected an InferenceSession")
+    assert "CPUExecutionProvider" in session.get_providers()
+    assert isinstance(session.get_modelmeta().custom_metadata_map, dict)
+    assert hasattr(session, "_model_path")
+    return session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: X})[0]
+
+
+def test_third_party_code_accepts_it(session: HardenedSession) -> None:
+    assert np.array_equal(third_party(session), session.run(["p"], {"x": X})[0])
+
+
+@pytest.mark.parametrize("data", [MODEL[: len(MODEL) // 2], b"not a model"])
+def test_broken_models(policy: Policy, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "broken.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match=r"broken\.onnx"):
+        hardening_onnx.wrap(tmp_path / "broken.onnx", policy)
+    with pytest.raises(ModelError, match="cannot read"):
+        hardening_onnx.wrap(tmp_path / "absent.onnx", policy)
+
+
+def test_policy_that_does_not_fit_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'scores'.*p, logits, label"):
+        hardening_onnx.wrap(MODEL, Policy({"scores": Output("open")}))
+    tier = (TopK(k=1, remainder="other", other=9),)
+    with pytest.raises(hardening.ConfigError, match="class 9 does not exist"):
+        hardening_onnx.wrap(MODEL, Policy({"p": Output("simplex", {"normal": tier})}))
+
+
+def test_logits_and_open_outputs(tmp_path: Path) -> None:
+    tier = (Clip(low=-5.0, high=5.0), TopK(k=2))
+    session = hardening_onnx.wrap(MODEL, Policy({"logits": Output("logits", {"normal": tier}), "p": Output("open")}))
+    p, logits = session.run(None, {"x": X})
+    assert np.array_equal(p, ort.InferenceSession(MODEL).run(["p"], {"x": X})[0])
+    assert ((logits == -6).sum(axis=1) == 2).all()
+
+
+def test_telemetry_is_off_before_the_runtime_is_imported() -> None:
+    script = (
+        "import sys, os\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import hardening_onnx\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1"]
