@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ["errors", "types", "kernels", "noise", "transforms", "pipeline", "clients", "config", "keys", "guard"]
+LAYERS = ["errors", "types", "kernels", "noise", "transforms", "pipeline", "clients", "config", "keys", "guard", "cli"]
 
 
 def imported(path: Path) -> Iterator[str]:
