@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
-from hardening.errors import InputError, ReleaseError
+from hardening.errors import HardeningError, InputError, ReleaseError
 from hardening.kernels import opcodes
 from hardening.keys import load_key
 from hardening.noise import derive, row_nonce
@@ -136,17 +136,30 @@ class Guard:
 
         Raises ReleaseError, and then nothing is released.
         """
+        failure: Exception
         try:
-            answer: dict[str, Any] = {}
-            for name, policy in self.policy.outputs.items():
-                if name in outputs:
-                    answer[name] = self._release_one(decision, name, outputs[name], inputs)
-                label = policy.label_output
-                if label in outputs:
-                    answer[label] = self._labels(name, label, outputs[label], answer.get(name))
-            return {name: answer[name] for name in outputs}
+            return self._release_all(decision, outputs, inputs)
+        except HardeningError as problem:
+            failure = problem.with_traceback(None)
+        except Exception as problem:
+            failure = ReleaseError(", ".join(outputs), None, f"hardening failed ({type(problem).__name__})")
         finally:
             outputs.clear()
+        # Raised out here, with no traceback and no context: the frames below hold raw scores.
+        failure.__context__ = None
+        raise failure
+
+    def _release_all(
+        self, decision: Decision, outputs: dict[str, Any], inputs: Mapping[str, NDArray[Any]] | None
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        for name, policy in self.policy.outputs.items():
+            if name in outputs:
+                answer[name] = self._release_one(decision, name, outputs[name], inputs)
+            label = policy.label_output
+            if label in outputs:
+                answer[label] = self._labels(name, label, outputs[label], answer.get(name))
+        return {name: answer[name] for name in outputs}
 
     def _release_one(self, decision: Decision, name: str, value: Any, inputs: Mapping[str, NDArray[Any]] | None) -> Any:
         policy = self.policy.outputs[name]

@@ -19,8 +19,11 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 import hardening
+from hardening.clients import Clients
 from hardening.config import KeySource, Output, Policy
 from hardening.errors import InputError, ModelError, ReleaseError
+from hardening.guard import Guard
+from hardening.pipeline import Program
 from hardening.transforms import Clip, Gaussian, Project, TopK, Types
 
 TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
@@ -128,6 +131,43 @@ def test_a_nan_answer_releases_nothing(session: HardenedSession) -> None:
     with pytest.raises(ReleaseError, match="row 3"):
         session.run(None, {"x": bad}, client="alice")
     assert session.guard.standing("alice").queries == 6
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (Guard, "_release_one"),
+        (Guard, "_program"),
+        (Guard, "_nonces"),
+        (Guard, "_scratch"),
+        (Guard, "_labels"),
+        (Program, "run"),
+        (Clients, "observe"),
+    ],
+)
+def test_a_failure_at_any_step_lets_nothing_raw_out(
+    session: HardenedSession, owner: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(ReleaseError, match=r"hardening failed \(RuntimeError\); nothing was released") as caught:
+        session.run(None, {"x": X})
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    frames = caught.traceback[1:]  # the first is this test, which knows the raw scores
+    assert frames
+    for frame in frames:
+        held = [
+            v
+            for value in frame.frame.f_locals.values()
+            for v in (value.values() if isinstance(value, dict) else [value])
+        ]
+        for value in held:
+            assert not (isinstance(value, np.ndarray) and value.shape == raw.shape and np.array_equal(value, raw))
 
 
 def test_doors_are_all_known() -> None:
