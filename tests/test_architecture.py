@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ["errors", "types", "kernels", "noise", "transforms", "pipeline", "clients", "config", "keys", "guard", "cli"]
+PICTURE = re.search(r"^    (errors, types <- .*(?:\n    .*)*)", (ROOT / "README.md").read_text(), re.M)
+assert PICTURE, "the README has no picture of the house"
+#: One tuple of modules for each layer, from the bottom up, as the README draws them.
+LAYERS = [tuple(layer.replace(",", " ").split()) for layer in PICTURE[1].split("<-")]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -27,12 +32,12 @@ def imported(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "hardening").rglob("*.py")), ids=lambda p: p.name)
 def test_imports_point_down(path: Path) -> None:
     own = path.relative_to(ROOT / "hardening").parts[0].removesuffix(".py")
-    rank = len(LAYERS) if own == "__init__" else LAYERS.index(own)
+    rank = len(LAYERS) if own in ("__init__", "__main__") else RANK[own]
     for name in imported(path):
         top, _, rest = name.partition(".")
         assert top not in {"hardening_onnx", "hardening_grpc", "onnxruntime", "grpc"}
         if top == "hardening":
-            assert LAYERS.index(rest.split(".")[0]) <= rank, f"{own} imports {name}"
+            assert RANK[rest.split(".")[0]] <= rank, f"{own} imports {name}"
 
 
 def test_every_package_is_listed() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hardening.cli import main
+from hardening.cli import commands, main
 
 POLICY = """schema = 1
 [outputs.p]
@@ -62,4 +64,26 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"example: hardening {command} policy.toml" in capsys.readouterr().out
+    assert f"example:\n  hardening {command} policy.toml" in capsys.readouterr().out
+
+
+def test_commands_of_bindings_are_found_and_imported_only_when_called(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("check", "clients", "credential", "demo", "explain", "init", "serve")
+    assert set(names) <= set(commands())
+    script = "import sys; from hardening.cli import commands, main; main(['check', '--help'])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules)); {script}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.rpartition("LOADED")[2]
+    assert "onnxruntime" not in loaded.split()
+    assert "grpc" not in loaded.split()
+
+
+def test_a_command_without_its_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hardening.cli.commands", lambda: {"absent": "hardening_absent.commands.absent"})
+    assert main(["absent"]) == 2
+    assert "pip install 'hardening[absent]'" in capsys.readouterr().err

@@ -1,23 +1,61 @@
-"""The command line. One file per command; each has `configure(parser)`, which sets `run`."""
+"""The command line. One file per command; each has `EXAMPLE` and `configure(parser)`, which sets `run`.
+
+Commands that need more than the core are registered by other packages under the entry-point group `GROUP`, as a module
+of the same shape; such a module is imported only when its command is called or all commands are listed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from types import ModuleType
 
-from hardening.cli import check, explain
 from hardening.errors import HardeningError
+
+GROUP = "hardening.commands"
+_OWN = {"check": "hardening.cli.check", "explain": "hardening.cli.explain"}
+
+
+def commands() -> dict[str, str]:
+    """Every command and the module behind it."""
+    return _OWN | {point.name: point.value for point in sorted(metadata.entry_points(group=GROUP))}
+
+
+def _missing(module: str, problem: ImportError) -> str:
+    extra = module.partition(".")[0].removeprefix("hardening_")
+    return f"needs the package {problem.name!r}: pip install 'hardening[{extra}]'"
+
+
+def _add(choices: argparse._SubParsersAction[argparse.ArgumentParser], name: str, module: ModuleType) -> None:
+    summary = (module.__doc__ or "").splitlines()[0]
+    parser = choices.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 all is well, 1 something was found, 2 a wrong policy, file or option."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="hardening", description="Harden what an ONNX model says.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in (("check", check), ("explain", explain)):
-        summary = (module.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {module.EXAMPLE}")
-        module.configure(sub)
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    known = commands()
+    called = next((a for a in arguments if not a.startswith("-")), None)
+    for name in [called] if called in known else known:
+        try:
+            _add(choices, name, importlib.import_module(known[name]))
+        except ImportError as problem:
+            if called == name:
+                print(f"hardening {name}: {_missing(known[name], problem)}", file=sys.stderr)
+                return 2
+            choices.add_parser(name, help=_missing(known[name], problem))
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
