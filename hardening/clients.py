@@ -16,30 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, gammaln
 
+from hardening import kernels
 from hardening.pipeline import CELLS
 from hardening.types import Standing
 
 #: Longest name of a client, in characters; names are kept, so their length is part of the memory bound.
 LONGEST_NAME = 64
-#: Label counts kept per client; classes beyond share bins, which the code length accounts for.
-LABEL_BINS = 32
-HISTOGRAM_BINS = 8
 POOLED = "(pooled)"
 ANONYMOUS = "anonymous"
-
-_ROW = np.dtype(
-    [
-        ("queries", np.int64),
-        ("observed", np.int64),
-        ("bits", np.float64),
-        ("rho", np.float64),
-        ("entropy", np.float64),
-        ("classes", np.int64),
-        ("histogram", np.uint32, HISTOGRAM_BINS),
-        ("labels", np.uint32, LABEL_BINS),
-        ("cells", np.uint8, CELLS // 8),
-    ]
-)
 
 
 def label_entropy_bits(counts: NDArray[Any]) -> float:
@@ -64,57 +48,49 @@ def code_length_bits(counts: NDArray[Any]) -> float:
 
 
 class Clients:
-    """The table. Every method takes the lock for a few array operations and does no I/O."""
+    """The table: constant-size rows, written by kernels that are atomic under the interpreter's lock; no I/O."""
 
     def __init__(self, capacity: int) -> None:
-        self._rows = np.zeros(capacity + 1, _ROW)  # the last row is the pooled account
+        from hardening.kernels import accounts
+
+        self._rows = np.empty(capacity + 1, accounts.ROW)  # the last row is the pooled account
+        self._rows.view(np.uint8).fill(0)  # touches every page now, so that no query pays for it
+        self._address = int(self._rows.ctypes.data)
         self._slots: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._charge = kernels.entry(accounts.charge)
+        self._settle = kernels.entry(accounts.settle)
+        self.pooled = capacity
 
     def slot(self, client: str) -> int:
-        """The account of `client`, opened if need be: one of its own, or the pooled one beyond capacity."""
-        with self._lock:
-            slot = self._slots.get(client)
-            if slot is None:
-                slot = len(self._slots)
-                if slot >= len(self._rows) - 1:
-                    return len(self._rows) - 1
-                self._slots[client] = slot
-            return slot
+        """The account of `client`, opened if need be: one of its own, or `pooled` beyond capacity."""
+        slot = self._slots.get(client)
+        if slot is None:
+            with self._opening:
+                slot = self._slots.get(client, len(self._slots))
+                if slot < self.pooled:
+                    self._slots[client] = slot
+        return slot
 
-    def charge(self, slot: int, queries: int, bits: float = 0.0, rho: float = 0.0) -> None:
-        with self._lock:
-            row = self._rows[slot]
-            row["queries"] += queries
-            row["bits"] += bits
-            row["rho"] += rho
+    def charge(self, slot: int, rows: int) -> None:
+        """Count `rows` queries."""
+        self._charge(self._address, slot, rows)
 
-    def observe(self, slot: int, summary: NDArray[np.float64], classes: int) -> None:
-        """Fold in the kernel's summary ``(vectors, 4)``: entropy, largest entropy, released label, cell."""
-        share = summary[:, 0] / np.maximum(summary[:, 1], 1e-9)
-        bins = np.clip(share * HISTOGRAM_BINS, 0, HISTOGRAM_BINS - 1).astype(np.int64)
-        labels = summary[:, 2].astype(np.int64) % LABEL_BINS
-        cells = summary[:, 3].astype(np.int64)
-        with self._lock:
-            row = self._rows[slot]
-            row["observed"] += len(summary)
-            row["entropy"] += summary[:, 0].sum()
-            row["classes"] = max(int(row["classes"]), classes)
-            np.add.at(row["histogram"], bins, 1)
-            np.add.at(row["labels"], labels, 1)
-            np.bitwise_or.at(row["cells"], cells // 8, (1 << (cells % 8)).astype(np.uint8))
+    def settle(self, slot: int, job: NDArray[np.int64], costs: NDArray[np.float64]) -> None:
+        """Enter one answer, see `kernels.accounts.settle`."""
+        self._settle(self._address, slot, job, costs)
 
     def standing(self, client: str, tier: str) -> Standing:
         """A copy of what `client` has learnt; zeros for a client never seen."""
-        with self._lock:
-            slot = len(self._rows) - 1 if client == POOLED else self._slots.get(client)
-            if slot is None:
-                return Standing(tier=tier)
-            row = self._rows[slot].copy()
+        slot = self.pooled if client == POOLED else self._slots.get(client)
+        if slot is None:
+            return Standing(tier=tier)
+        row = self._rows[slot].copy()
         observed, classes = int(row["observed"]), int(row["classes"])
-        labels = row["labels"][: max(1, min(classes, LABEL_BINS))]
+        labels = row["labels"][: max(1, classes)]
         # Classes that share a bin still have to be told apart by whoever writes the labels down.
-        folded = observed * math.log2(math.ceil(classes / LABEL_BINS)) if classes > LABEL_BINS else 0.0
+        bins = len(row["labels"])
+        folded = observed * math.log2(math.ceil(classes / bins)) if classes > bins else 0.0
         return Standing(
             queries=int(row["queries"]),
             bits=float(row["bits"]),
@@ -129,10 +105,4 @@ class Clients:
 
     def names(self) -> tuple[str, ...]:
         """Clients with an account of their own, in order of appearance."""
-        with self._lock:
-            return tuple(self._slots)
-
-    @property
-    def bytes_per_client(self) -> int:
-        """Size of one row; the name and its index entry come on top."""
-        return _ROW.itemsize
+        return tuple(self._slots)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from hardening.errors import ConfigError
 from hardening.pipeline import Pipeline
@@ -56,6 +56,17 @@ class Output:
 
 
 @dataclass(frozen=True)
+class ClientRules:
+    """Who may ask. `anonymous`: callers without a name share one ``account``, or are met with ``deny``."""
+
+    anonymous: Literal["account", "deny"] = "account"
+
+    def __post_init__(self) -> None:
+        if self.anonymous not in ("account", "deny"):
+            raise ConfigError("clients.anonymous", f"must be 'account' or 'deny', not {self.anonymous!r}")
+
+
+@dataclass(frozen=True)
 class Policy:
     """What may be released. Build it in Python, or load it with `load_policy`; equal settings give equal objects.
 
@@ -64,6 +75,7 @@ class Policy:
 
     outputs: Mapping[str, Output]
     key: KeySource | None = None
+    clients: ClientRules = ClientRules()
     schema: int = SCHEMA
     root: Path = field(default=Path(), compare=False)
 
@@ -195,7 +207,7 @@ def parse_policy(text: str, root: Path = Path()) -> Policy:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise ConfigError("", f"not valid TOML: {problem}") from None
-    known = ("schema", "key", "outputs")
+    known = ("schema", "key", "outputs", "clients")
     for section in document:
         if section not in known:
             raise _unknown("", section, known)
@@ -203,7 +215,8 @@ def parse_policy(text: str, root: Path = Path()) -> Policy:
         raise ConfigError("schema", f"missing; write schema = {SCHEMA}")
     outputs = {n: _output(o, f"outputs.{n}") for n, o in _table(document.get("outputs", {}), "outputs").items()}
     key = _build(KeySource, _table(document["key"], "key"), "key") if "key" in document else None
-    return Policy(outputs, key, _value(document["schema"], int, "schema"), root)
+    clients = _build(ClientRules, _table(document.get("clients", {}), "clients"), "clients")
+    return Policy(outputs, key, clients, schema=_value(document["schema"], int, "schema"), root=root)
 
 
 def load_policy(path: str | PathLike[str]) -> Policy:

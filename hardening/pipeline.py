@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from hardening import kernels
 from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import opcodes
+from hardening.kernels.opcodes import Job
 from hardening.noise import Key, derive, noise_table
 from hardening.transforms import Op, State, Transform, _Noise
 from hardening.types import Guarantee, OutputSpace, SpaceKind
@@ -111,6 +113,7 @@ class Program:
     """A pipeline bound to one output of one model and to a key: arrays that the kernel runs.
 
     Attributes:
+        pipeline, width: what it runs, on rows of how many entries.
         keyed_by_input: whether it needs to know the question.
         fresh: whether it needs a nonce of the request.
     """
@@ -119,11 +122,12 @@ class Program:
         pipeline.check_width(width)
         self.pipeline, self.width = pipeline, width
         lowered = pipeline.lower()
-        self._ops = np.array([op.code for _, op in lowered], np.int64)
-        self._params = np.zeros((len(lowered), opcodes.PARAMETERS))
-        thresholds, aliases, secrets = [np.zeros(1, np.uint64)], [np.zeros(1, np.int32)], [bytes(32)]
+        ops = np.array([op.code for _, op in lowered], np.int64)
+        params = np.zeros((len(lowered), opcodes.PARAMETERS))
+        thresholds, aliases = [np.zeros(1, np.uint64)], [np.zeros(1, np.int64)]
+        secrets: list[bytes] = []
         seen: dict[tuple[Any, ...], int] = {}
-        for row, (transform, op) in zip(self._params, lowered, strict=True):
+        for row, (transform, op) in zip(params, lowered, strict=True):
             row[: len(op.params)] = op.params
             if op.law is None:
                 continue
@@ -133,7 +137,7 @@ class Program:
             table = noise_table(op.law)
             row[2:6] = sum(map(len, thresholds)), table.bits, table.offset, len(secrets)
             thresholds.append(table.threshold)
-            aliases.append(table.alias)
+            aliases.append(table.alias.astype(np.int64))
             context = transform.context()
             seen[context] = seen.get(context, -1) + 1
             secrets.append(derive(key, "noise", model_digest, output, seen[context], *context))
@@ -142,78 +146,145 @@ class Program:
         self.fresh = opcodes.KEYED_FRESH in keyed
         if self.fresh and self.keyed_by_input:
             raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
-        self._threshold, self._alias = np.concatenate(thresholds), np.concatenate(aliases)
-        self._keys = np.frombuffer(b"".join(secrets), "<u4").reshape(-1, 8).astype(np.uint32)
-        self._signs, self._planes = _projection(width, key, model_digest, output)
+        threshold, alias = np.concatenate(thresholds), np.concatenate(aliases)
+        keys = np.frombuffer(b"".join(secrets) or bytes(32), "<u4").astype(np.uint32)
+        cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), width + 1)
+        signs = _signs(width, key, model_digest, output)
+        self._alive = (ops, params, threshold, alias, keys, cell_key, signs)
+        self._job = np.zeros(opcodes.JOB, np.int64)
         space = {"simplex": opcodes.SPACE_SIMPLEX, "sigmoid": opcodes.SPACE_SIGMOID}.get(pipeline.space, 0)
-        self._flags = (float(space), float(pipeline.space == "logits"))
+        for place, value in (
+            (Job.WIDTH, width),
+            (Job.SPACE, space),
+            (Job.LOGITS, int(pipeline.space == "logits")),
+            (Job.OPS, ops.ctypes.data),
+            (Job.PARAMS, params.ctypes.data),
+            (Job.STEPS, len(ops)),
+            (Job.THRESHOLD, threshold.ctypes.data),
+            (Job.ALIAS, alias.ctypes.data),
+            (Job.SLOTS, len(threshold)),
+            (Job.KEYS, keys.ctypes.data),
+            (Job.MECHANISMS, len(secrets)),
+            (Job.CELL_KEY, cell_key.ctypes.data),
+            (Job.SIGNS, signs.ctypes.data),
+            (Job.CELL_BITS, CELL_BITS),
+        ):
+            self._job[place] = value
 
-    def run(
-        self, scores: NDArray[Any], nonces: NDArray[np.uint32], per_row: int, scratch: Scratch
-    ) -> tuple[int, NDArray[np.float64]]:
-        """Harden float ``(vectors, width)`` scores in place.
+    def job(self) -> NDArray[np.int64]:
+        """A new job of this program, without scores; the program must outlive it."""
+        return self._job.copy()
 
-        Args:
-            nonces: uint32 ``(rows, 3)``, one per input row.
-            per_row: vectors that belong to one input row.
 
-        Returns:
-            The kernel's status, 0 if all went well, and its summary ``(vectors, 4)``.
-        """
-        from hardening.kernels import program
+class Task:
+    """One output's scores, tied to a program: `run` hardens them in place, as often as they are filled anew.
 
-        work = scores
+    Args:
+        scores: float16, float32 or float64 ``(vectors, width)``; copied in and out if the kernel cannot work in place.
+        rows: input rows; `scores` has as many vectors for each.
+        nonces: uint32 ``(rows, 3)``, one for each input row.
+        question: where the kernel finds the inputs, if it is to compute the nonces.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        scores: NDArray[Any],
+        rows: int,
+        nonces: NDArray[np.uint32],
+        question: Question | None = None,
+    ) -> None:
+        from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS, SCRATCH_WORDS, SUMMARY, run
+
+        self._kernel = kernels.entry(run)
+        self.program, self.rows, self.question = program, rows, question
+        self._scores = self._work = scores
         if scores.dtype not in (np.float32, np.float64) or not scores.flags.c_contiguous or not scores.flags.writeable:
-            work = np.array(scores, np.float32 if scores.dtype == np.float32 else np.float64, order="C")
-        summary = scratch.rows(len(work), self.width)
-        flags = np.array([self._flags[0], TOLERANCE[scores.dtype.name], self._flags[1]])
-        status = kernels.entry(program.run)(
-            work,
-            nonces,
-            per_row,
-            self._ops,
-            self._params,
-            self._threshold,
-            self._alias,
-            self._keys,
-            self._signs,
-            self._planes,
-            scratch.numbers,
-            scratch.raw,
-            flags,
-            summary,
-        )
-        if work is not scores and status == 0:
-            scores[...] = work
-        return int(status), summary
+            self._work = np.empty(scores.shape, np.float32 if scores.dtype == np.float32 else np.float64)
+        vectors, width = scores.shape
+        vector_words = lanes_room(width)
+        numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)
+        words = np.empty(SCRATCH_WORDS, np.uint64)
+        self.summary = np.empty((vectors, SUMMARY))
+        row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
+        self._alive = (numbers, words, row, nonces)
+        self.job = program.job()
+        self.job[Job.SCORES] = self._work.ctypes.data
+        self.job[Job.SINGLE] = self._work.dtype == np.float32
+        self.job[Job.VECTORS], self.job[Job.ROWS] = vectors, rows
+        self.job[Job.PER_ROW] = max(1, vectors // max(1, rows))
+        self.job[Job.TOLERANCE] = round(TOLERANCE[scores.dtype.name] * 1e6)
+        self.job[Job.NUMBERS], self.job[Job.WORDS] = numbers.ctypes.data, words.ctypes.data
+        self.job[Job.ROW], self.job[Job.NONCES] = row.ctypes.data, nonces.ctypes.data
+        self.job[Job.SUMMARY] = self.summary.ctypes.data
+        if question is not None:
+            self.job[Job.INPUT_TABLE], self.job[Job.INPUTS] = question.table.ctypes.data, len(question.table)
+            self.job[Job.TAG_KEY], self.job[Job.ROW_WORDS] = question.key.ctypes.data, question.words
+
+    def run(self) -> int:
+        """Harden; returns the kernel's status, 0 if all went well."""
+        if self._work is self._scores:
+            return int(self._kernel(self.job))
+        self._work[...] = self._scores
+        status = int(self._kernel(self.job))
+        if status == 0:
+            self._scores[...] = self._work
+        return status
+
+    def row_of(self, status: int) -> int:
+        """The input row that a status complains about."""
+        return (status // 8 - 1) // int(self.job[Job.PER_ROW])
 
 
-class Scratch:
-    """Working memory of one thread; grows to the largest answer it has seen."""
+class Question:
+    """The inputs of a run, laid out so that the kernel can hash each row: a table of addresses, and the hash's key.
 
-    def __init__(self) -> None:
-        self.numbers = np.zeros(64)
-        self.raw = np.zeros(256 + 32, np.uint64)
-        self._summary = np.zeros((1, 4))
+    Args:
+        key: the policy's key.
+        model_digest: as for `Program`.
+        inputs: little-endian contiguous arrays by name, which must stay where they are; those with `rows` entries along
+            their first axis belong row by row, others are part of every row. Text is not taken: digest it first.
+    """
 
-    def rows(self, vectors: int, width: int) -> NDArray[np.float64]:
-        """Room for a summary of `vectors` rows; makes sure that there is room for rows of `width` entries."""
-        if len(self.numbers) < 3 * width + 32:
-            self.numbers = np.zeros(3 * width + 32)
-        if len(self._summary) < vectors:
-            self._summary = np.zeros((vectors, 4))
-        return self._summary[:vectors]
+    def __init__(self, key: Key, model_digest: str, inputs: Mapping[str, NDArray[Any]], rows: int) -> None:
+        from hardening.kernels import tag
+
+        table, layout = [], []
+        for name in sorted(inputs):
+            array = inputs[name]
+            by_row = array.ndim > 0 and len(array) == rows
+            size = array.nbytes // rows if by_row and rows else array.nbytes
+            kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
+            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 15) // 16 * 2))
+            layout += [name, array.dtype.str, by_row, repr(array.shape[by_row:])]
+        self._alive = dict(inputs)
+        self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
+        self.words = int(self.table[:, 4].sum())
+        self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
-def _projection(
-    width: int, key: Key | None, model_digest: str, output: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Secret signs and planes of the cells that coverage counts; known to nobody without the key."""
-    import hashlib
+def lanes_room(width: int) -> int:
+    """float64 numbers that a block of rows of `width` entries takes."""
+    from hardening.kernels.program import NARROW, WIDTH
+
+    return WIDTH * (width if width <= NARROW else (width + WIDTH - 1) // WIDTH)
+
+
+def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
+    """Key of the row hash for rows of `words` 64-bit words: SHAKE256 (FIPS 202) of a secret of its own."""
+    from hardening.kernels import tag
+
+    return np.frombuffer(hashlib.shake_256(secret).digest(8 * (tag.FINAL + words + tag.EXTRA)), "<u8")
+
+
+def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.float64]:
+    """Secret signs behind the cells that coverage counts, for `kernels.summary.cells`; known to nobody without the key."""
+    from hardening.kernels.summary import FOLD, WIDTH
 
     purpose = ("coverage", model_digest, output)
     seed = derive(key, *purpose) if key else hashlib.blake2b(repr(purpose).encode(), digest_size=32).digest()
-    stream = hashlib.shake_256(seed).digest((width + 7) // 8 + CELL_BITS * 16 * 2)
-    bits = np.unpackbits(np.frombuffer(stream[: (width + 7) // 8], np.uint8))[:width].astype(np.float64)
-    planes = np.frombuffer(stream[(width + 7) // 8 :], "<i2").astype(np.float64)
-    return bits * 2.0 - 1.0, planes
+    padded = (width + WIDTH - 1) // WIDTH * WIDTH
+    stream = np.frombuffer(hashlib.shake_256(seed).digest((padded + FOLD) // 8), np.uint8)
+    signs = np.unpackbits(stream).astype(np.float64) * 2.0 - 1.0
+    signs[width:padded] = 0.0
+    return signs

@@ -118,7 +118,10 @@ def types_bits(units: int, width: int) -> float:
 
 
 def _types_reference(rows: Rows, top: Labels, units: int) -> Rows:
-    """Largest-remainder rounding of each row to multiples of 1/units, ties and lost tops given to `top`."""
+    """Largest-remainder rounding of each row to multiples of 1/units, ties and lost tops given to `top`.
+
+    The residual of `top` counts as the next larger float, which puts it ahead of its equals.
+    """
     scaled = rows * units
     counts = np.floor(scaled)
     residuals = scaled - counts
@@ -129,7 +132,8 @@ def _types_reference(rows: Rows, top: Labels, units: int) -> Rows:
             extra = missing if missing < 0 else missing - width + 1
             count[t] += extra
             missing -= extra
-        order = np.lexsort((np.arange(width), np.arange(width) != t, -residual))
+        residual[t] = np.nextafter(residual[t], np.inf)
+        order = np.argsort(-residual, kind="stable")
         receivers = order[:missing]
         count[receivers] += 1
         if count.argmax() != t:
@@ -219,11 +223,11 @@ class Types(Transform):
 
 
 def _keep_mask(rows: Rows, top: Labels, k: int) -> NDArray[np.bool_]:
-    index = np.arange(rows.shape[1])
     keep = np.zeros(rows.shape, bool)
     for i, t in enumerate(top):
-        order = np.lexsort((index, index != t, -rows[i]))
-        keep[i, order[:k]] = True
+        row = rows[i].copy()
+        row[t] = np.nextafter(row[t], np.inf)
+        keep[i, np.argsort(-row, kind="stable")[:k]] = True
     return keep
 
 

@@ -72,7 +72,6 @@ class Decision(NamedTuple):
     slot: int
     tier: str
     rows: int
-    bits: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,34 @@ from scipy import stats
 
 from hardening import noise
 from hardening.errors import ConfigError
-from hardening.kernels import prf
+from hardening.kernels import lanes, prf
 from hardening.noise import Key, Law, derive, grid_exponent, noise_table, table_weights
+from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.transforms import Gaussian
 
 KEY = Key(1, "chacha20", bytes(range(32)))
 
 
+@njit
+def draw_all(raw: Any, threshold: Any, alias: Any, bits: int, offset: int, out: Any) -> None:
+    for i in range(len(raw) // 8):
+        lanes.store(out, i, prf.draw(lanes.load_longs(raw, i), threshold, alias, 0, bits, offset))
+
+
+@njit
+def one_row(key: Any, nonce: Any, counter: int, out: Any) -> None:
+    n0, n1, n2 = lanes.repeat(nonce[0]), lanes.repeat(nonce[1]), lanes.repeat(nonce[2])
+    prf.blocks(key, lanes.count_from(np.uint32(counter)), n0, n1, n2, out)
+
+
 def keystream(secret: bytes, nonce: bytes, counter: int, words: int) -> Any:
-    out = np.zeros(words + 8, np.uint64)
-    prf.fill(np.frombuffer(secret, "<u4"), np.frombuffer(nonce, "<u4"), counter, out[: (words + 7) // 8 * 8], words)
-    return out[:words]
+    """Eight blocks at a time, put back in the order of the stream."""
+    stream: list[Any] = []
+    for first in range(counter, counter + (words + 7) // 8, 8):
+        out = np.zeros(64, np.uint64)
+        one_row(np.frombuffer(secret, "<u4"), np.frombuffer(nonce, "<u4"), first, out)
+        stream.append(out.reshape(8, 8).T.ravel())
+    return np.concatenate(stream)[:words]
 
 
 def test_rfc8439_block() -> None:
@@ -73,7 +91,7 @@ def test_draws_follow_the_table(law: Law) -> None:
     table = noise_table(law)
     raw = noise.reference_stream(bytes(32), bytes(12), 0, 400_000)
     out = np.empty(raw.size)
-    prf.draw(raw, raw.size, table.threshold, table.alias, table.bits, table.offset, out)
+    draw_all(raw, table.threshold, table.alias.astype(np.int64), table.bits, table.offset, out)
     assert np.array_equal(out, noise.reference_noise(table, raw))
     weights = table_weights(table)
     values = sorted(weights)
@@ -144,11 +162,69 @@ def test_derivation_separates_everything() -> None:
     assert all(len(s) == 32 for s in secrets)
 
 
-def test_device_functions_are_callable_from_kernels() -> None:
-    @njit
-    def first_word(key: Any, nonce: Any, out: Any) -> Any:
-        prf.fill(key, nonce, 0, out, 8)
-        return out[0]
+def reference_nonce(words: list[int], key: list[int]) -> list[int]:
+    """The row hash in Python's integers: NH in two passes, then two multiply-shift sums."""
+    tail = key[20:]
+    sums = []
+    for shift in (0, 2):
+        pairs = zip(range(0, len(words), 2), words[::2], words[1::2], strict=True)
+        total = sum(((x + tail[i + shift]) % 2**64) * ((y + tail[i + shift + 1]) % 2**64) for i, x, y in pairs)
+        sums += [total % 2**64, total % 2**128 >> 64]
+    wide = [key[i] | key[i + 1] << 64 for i in range(0, 20, 2)]
+    first = (wide[0] + sum(c * v for c, v in zip(wide[1:5], sums, strict=True))) % 2**128
+    second = (wide[5] + sum(c * v for c, v in zip(wide[6:], sums, strict=True))) % 2**128
+    return [first >> 64 & 0xFFFFFFFF, first >> 96, second >> 96]
 
-    got = first_word(np.zeros(8, np.uint32), np.zeros(3, np.uint32), np.zeros(8, np.uint64))
-    assert int(got).to_bytes(8, "little").hex() == "76b8e0ada0f13d90"
+
+def nonces_of(inputs: dict[str, Any], rows: int, key: Key = KEY) -> Any:
+    """Nonces of input rows as the kernel computes them for the first output of a model."""
+    program = Program(Pipeline("scalar", (Gaussian(sigma=1.0),)), 1, key, "p", "m")
+    nonces = np.zeros((rows, 3), np.uint32)
+    Task(program, np.zeros((rows, 1)), rows, nonces, Question(key, "m", inputs, rows)).run()
+    return nonces
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 70), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_the_row_hash_is_what_its_reference_says(size: int, rows: int, seed: int) -> None:
+    octets = np.random.default_rng(seed).integers(0, 256, (rows, size), dtype=np.uint8)
+    question = Question(KEY, "m", {"x": octets}, rows)
+    key = [int(k) for k in question.key]
+    for row, nonce in zip(octets, nonces_of({"x": octets}, rows), strict=True):
+        padded = row.tobytes().ljust((size + 15) // 16 * 16, b"\0")
+        assert nonce.tolist() == reference_nonce(np.frombuffer(padded, "<u8").tolist(), key)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_equal_numbers_are_the_same_question(dtype: str) -> None:
+    """One zero, one NaN; everything else that differs in a bit is another question."""
+    nans = {"f2": (0x7E00, 0xFE01), "f4": (0x7FC00000, 0xFF800001), "f8": (0x7FF8 << 48, 0xFFF0 << 48 | 1)}[dtype]
+    whole = {"f2": "u2", "f4": "u4", "f8": "u8"}[dtype]
+    one = np.array([[0.0, 1.5, np.inf, 0]], dtype)
+    two = np.array([[-0.0, 1.5, np.inf, 0]], dtype)
+    one.view(whole)[0, 3], two.view(whole)[0, 3] = nans
+    assert np.array_equal(nonces_of({"x": one}, 1), nonces_of({"x": two}, 1))
+    for j, value in ((0, np.finfo(dtype).tiny), (1, np.nextafter(one[0, 1], one[0, 0])), (2, -np.inf)):
+        other = one.copy()
+        other[0, j] = value
+        assert not np.array_equal(nonces_of({"x": one}, 1), nonces_of({"x": other}, 1))
+
+
+def test_rows_are_hashed_alone_and_with_what_they_share() -> None:
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(6, 9)).astype("f4"), np.arange(3)
+    together = nonces_of({"x": x, "mask": mask}, 6)
+    for i in range(6):
+        assert np.array_equal(nonces_of({"x": x[i : i + 1], "mask": mask}, 1)[0], together[i])
+    assert not np.array_equal(nonces_of({"x": x, "mask": mask + 1}, 6), together)
+    assert not np.array_equal(nonces_of({"y": x, "mask": mask}, 6), together)
+    assert not np.array_equal(nonces_of({"x": x, "mask": mask}, 6, Key(2, "chacha20", KEY.secret)), together)
+    assert len(np.unique(together, axis=0)) == 6
+
+
+def test_a_million_questions_have_a_million_nonces() -> None:
+    """Structured inputs - counters - on which a weak hash collides."""
+    nonces = nonces_of({"x": np.arange(1_000_000, dtype=np.int64)[:, None] * np.array([[1, 1 << 32]])}, 1_000_000)
+    assert len(np.unique(nonces.view([("", np.uint32)] * 3))) == 1_000_000
+    for column in nonces.T:
+        assert abs((column >> 31).mean() - 0.5) < 0.01

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardening.errors import ConfigError
 from hardening.kernels import opcodes
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
-from hardening.pipeline import Pipeline, Program, Scratch
+from hardening.pipeline import Pipeline, Program, Task
 from hardening.transforms import (
     Clip,
     Gaussian,
@@ -34,7 +34,6 @@ from hardening.transforms import (
 )
 
 KEY = Key(1, "chacha20", bytes(range(32)))
-SCRATCH = Scratch()
 V = [
     0.12109935,
     0.0498215,
@@ -72,8 +71,7 @@ def run(pipeline: Pipeline, scores: NDArray[Any], nonces: Any = None, model: str
     out = scores.copy()
     if nonces is None:
         nonces = np.arange(3 * len(scores), dtype=np.uint32).reshape(-1, 3)
-    status, _ = Program(pipeline, scores.shape[1], KEY, "p", model).run(out, nonces, 1, SCRATCH)
-    return status, out
+    return Task(Program(pipeline, scores.shape[1], KEY, "p", model), out, len(out), nonces).run(), out
 
 
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterator[NDArray[np.int64]]:

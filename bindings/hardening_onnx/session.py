@@ -9,6 +9,7 @@ accidental bypass.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ import onnxruntime
 from hardening.config import Policy
 from hardening.errors import InputError, ModelError
 from hardening.guard import Guard
+from hardening.types import Decision
+from hardening_onnx.buffers import Buffers
 
 #: Public methods of the base class that return no scores and run nothing.
 HARMLESS = frozenset(
@@ -83,7 +86,9 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 for tier in policy.tiers:
                     policy.pipeline(output.name, tier).check_width(output.shape[-1])
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
-        self.__inputs = [i.name for i in inner.get_inputs()]
+        self.__all = tuple(o.name for o in self.__outputs)
+        self.__buffers = Buffers(inner, self.guard)
+        self.__declared = frozenset(i.name for i in inner.get_inputs())
 
     def get_outputs(self) -> list[Any]:
         """The outputs that the policy releases, in the model's order."""
@@ -107,29 +112,58 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
         Raises InputError, Denied, ReleaseError; what the runtime raises passes as it is. Rows are charged first.
         """
-        names = tuple(output_names) if output_names else tuple(o.name for o in self.__outputs)
-        fetch = list(self.guard.needs(names))
-        for name in input_feed:
-            if name not in self.__inputs:
-                raise InputError(f"input {name!r} is not declared; this model takes: {', '.join(self.__inputs)}")
-        missing = [name for name in self.__inputs if name not in input_feed]
-        if missing:
-            raise InputError(f"missing inputs: {', '.join(missing)}")
+        names = tuple(output_names) if output_names else self.__all
         if client is None and run_options is not None:
             client = self._client_of(run_options)
-        arrays = {name: np.asarray(value) for name, value in input_feed.items()}
-        rows = next((len(arrays[n]) for n in self.__inputs if arrays[n].ndim), 1)
-        decision = self.guard.admit(client, rows)
-        results = self.__inner.run(fetch, input_feed, run_options)
+        if input_feed.keys() != self.__declared:
+            self._refuse(input_feed)
+        bound = self.__buffers.find(names, input_feed)
+        if bound is None:
+            return self._run_once(names, input_feed, run_options, client)
+        decision = self.guard.admit(client, bound.rows)
+        if not bound.ask(input_feed, run_options):
+            return self._answer(decision, names, input_feed, run_options)
+        try:
+            self.guard.finish(decision, bound.answer)
+        except BaseException:
+            self.__buffers.forget()
+            raise
+        return bound.copies()
+
+    def _refuse(self, input_feed: Mapping[str, Any]) -> None:
+        for name in input_feed:
+            if name not in self.__declared:
+                raise InputError(
+                    f"input {name!r} is not declared; this model takes: {', '.join(self.__buffers.inputs)}"
+                )
+        missing = [name for name in self.__buffers.inputs if name not in input_feed]
+        raise InputError(f"missing inputs: {', '.join(missing)}")
+
+    def _run_once(
+        self, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any, client: str | None
+    ) -> list[Any]:
+        """For inputs and outputs of every kind: through arrays that the runtime makes."""
+        self.guard.needs(names)
+        first = next((np.shape(input_feed[n]) for n in self.__buffers.inputs if np.ndim(input_feed[n])), (1,))
+        return self._answer(self.guard.admit(client, first[0]), names, input_feed, run_options)
+
+    def _answer(
+        self, decision: Decision, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any
+    ) -> list[Any]:
+        fetch = self.guard.needs(names)
+        results = self.__inner.run(list(fetch), input_feed, run_options)
         # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
         outputs = dict(zip(fetch, results, strict=True))
         del results
+        shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
+        arrays = {name: np.asarray(value) for name, value in input_feed.items()}
         released = self.guard.release(decision, outputs, arrays)
+        self.__buffers.learn(names, fetch, input_feed, shapes)
         seen: set[str] = set()
         answer = []
         for name in names:
             value = released[name]
-            answer.append(value.copy() if name in seen else value)
+            answer.append(copy.deepcopy(value) if name in seen else value)
             seen.add(name)
         return answer
 

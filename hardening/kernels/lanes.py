@@ -1,99 +1,558 @@
-"""Scalar building blocks that LLVM turns into vector instructions.
+"""Eight numbers side by side, as a type that kernels can compute with.
 
-numba widens 32-bit integers, puts no fast-math flags on selects and calls libm for rounding; each of these costs a
-factor of five or more in a row loop. The intrinsics below emit the one instruction that is meant.
+numba leaves vectorising to LLVM's judgement, which a select, a rounding or a 32-bit integer is enough to spoil. Here the
+vector is a value: ``load``, ``store``, arithmetic, comparisons and ``where`` each become one instruction where the
+machine has it, or a few where it has not, with the same IEEE 754 result bit for bit on every machine.
+
+Kinds: `FLOATS` (float64), `WORDS` (uint32), `LONGS` (uint64) and `MASK` (one bit each), eight of each.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
 
+#: Decorator of functions that only kernels call: no wrappers for Python, which would double their compilation.
+device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+WIDTH = 8
+_I1, _I8, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (1, 8, 32, 64, 128))
 _DOUBLE = ir.DoubleType()
-_I64 = ir.IntType(64)
-#: Flags that allow reordering only: NaN and infinity keep their meaning.
-REORDER = {"reassoc", "nsz", "contract"}
-#: For loops over rows that are known to be finite.
-FINITE = {"reassoc", "nsz", "contract", "nnan", "ninf", "arcp"}
 
 
-def _unary(name: str) -> Callable[[ir.IRBuilder, Any], Any]:
-    def emit(builder: ir.IRBuilder, x: Any) -> Any:
-        return builder.call(builder.module.declare_intrinsic(name, [_DOUBLE]), [x])
+class LanesType(types.Type):
+    """The numba type of `WIDTH` elements side by side, or of one element that numba does not know."""
 
-    return emit
+    def __init__(self, name: str, representation: ir.Type) -> None:
+        self.representation = representation
+        super().__init__(name)
 
 
-@intrinsic
-def rint(_ctx: Any, x: Any) -> Any:
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: LanesType) -> None:
+        super().__init__(manager, kind, kind.representation)
+
+
+FLOATS = LanesType("Floats", ir.VectorType(_DOUBLE, WIDTH))
+MASK = LanesType("Mask", ir.VectorType(_I1, WIDTH))
+WORDS = LanesType("Words", ir.VectorType(_I32, WIDTH))
+LONGS = LanesType("Longs", ir.VectorType(_I64, WIDTH))
+#: One unsigned integer modulo 2**128.
+INT128 = LanesType("Int128", _I128)
+
+
+def define(returns: Any, *takes: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: a function from LLVM values to an LLVM value, made callable from kernels."""
+    signature = returns(*takes)
+
+    def wrap(emit: Callable[..., Any]) -> Any:
+        def codegen(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> Any:
+            return emit(builder, *args)
+
+        def one(_context: Any, a: Any) -> Any:
+            return signature, codegen
+
+        def two(_context: Any, a: Any, b: Any) -> Any:
+            return signature, codegen
+
+        def three(_context: Any, a: Any, b: Any, c: Any) -> Any:
+            return signature, codegen
+
+        def four(_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+            return signature, codegen
+
+        typing = (one, two, three, four)[len(takes) - 1]
+        typing.__name__ = typing.__qualname__ = emit.__name__
+        typing.__doc__ = emit.__doc__
+        return intrinsic(typing)
+
+    return wrap
+
+
+def _vector(element: ir.Type) -> ir.Type:
+    return ir.VectorType(element, WIDTH)
+
+
+def _repeat(b: ir.IRBuilder, x: Any) -> Any:
+    vector = _vector(x.type)
+    first = b.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(_I32, 0))
+    return b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(_vector(_I32), [0] * WIDTH))
+
+
+def _call(name: str, b: ir.IRBuilder, *values: Any) -> Any:
+    kind = values[0].type
+    function = b.module.globals.get(name)
+    if function is None:
+        function = ir.Function(b.module, ir.FunctionType(kind, [kind] * len(values)), name)
+    return b.call(function, values)
+
+
+@define(types.voidptr, types.int64)
+def pointer(b: ir.IRBuilder, address: Any) -> Any:
+    """For `numba.carray`: kernels get plain addresses, which cost less to pass than arrays."""
+    return b.inttoptr(address, _I8.as_pointer())
+
+
+# Floats ---------------------------------------------------------------------------------------------------------
+
+
+@define(FLOATS, types.float64)
+def fill(b: ir.IRBuilder, x: Any) -> Any:
+    """The same number in every lane."""
+    return _repeat(b, x)
+
+
+@define(FLOATS, FLOATS)
+def rint(b: ir.IRBuilder, x: Any) -> Any:
     """Nearest integer, halves to even."""
-    return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.rint")(b, a[0])
+    return _call("llvm.rint.v8f64", b, x)
+
+
+@define(FLOATS, FLOATS)
+def floor(b: ir.IRBuilder, x: Any) -> Any:
+    return _call("llvm.floor.v8f64", b, x)
+
+
+@define(FLOATS, FLOATS)
+def fabs(b: ir.IRBuilder, x: Any) -> Any:
+    return _call("llvm.fabs.v8f64", b, x)
+
+
+@define(FLOATS, FLOATS, FLOATS)
+def larger(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+@define(FLOATS, FLOATS, FLOATS)
+def smaller(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+
+@define(FLOATS, MASK, FLOATS, FLOATS)
+def where(b: ir.IRBuilder, mask: Any, x: Any, y: Any) -> Any:
+    return b.select(mask, x, y)
+
+
+@define(FLOATS, FLOATS, FLOATS)
+def halfway(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """The float in the middle of all floats from x to y: bisection with it ends within 64 steps."""
+    longs = LONGS.representation
+    sign, rest = _repeat(b, ir.Constant(_I64, 63)), _repeat(b, ir.Constant(_I64, (1 << 63) - 1))
+
+    def ordered(bits: Any) -> Any:
+        return b.xor(bits, b.and_(b.ashr(bits, sign), rest))
+
+    low, high = ordered(b.bitcast(x, longs)), ordered(b.bitcast(y, longs))
+    half = b.ashr(b.xor(low, high), _repeat(b, ir.Constant(_I64, 1)))
+    return b.bitcast(ordered(b.add(b.and_(low, high), half)), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def next_up(b: ir.IRBuilder, x: Any) -> Any:
+    """The least float above x."""
+    longs, one = LONGS.representation, _repeat(b, ir.Constant(_I64, 1))
+    x = b.fadd(x, ir.Constant(x.type, [0.0] * WIDTH))  # minus zero becomes zero
+    bits, below = b.bitcast(x, longs), b.fcmp_ordered("<", x, ir.Constant(x.type, [0.0] * WIDTH))
+    return b.bitcast(b.select(below, b.sub(bits, one), b.add(bits, one)), x.type)
+
+
+@define(types.boolean, MASK)
+def some(b: ir.IRBuilder, mask: Any) -> Any:
+    """Whether any lane is set."""
+    return b.icmp_unsigned("!=", b.bitcast(mask, _I8), ir.Constant(_I8, 0))
+
+
+@define(FLOATS, types.int64)
+def columns(b: ir.IRBuilder, first: Any) -> Any:
+    """first, first + 1, ..., first + 7."""
+    steps = ir.Constant(_vector(_DOUBLE), [float(i) for i in range(WIDTH)])
+    return b.fadd(_repeat(b, b.sitofp(first, _DOUBLE)), steps)
+
+
+def _binary(name: str) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+        return getattr(b, name)(x, y)
+
+    emit.__name__ = name
+    return define(FLOATS, FLOATS, FLOATS)(emit)
+
+
+def _compare(sign: str) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+        # Unordered "not equal": a lane that holds NaN differs from everything.
+        return b.fcmp_unordered("!=", x, y) if sign == "!=" else b.fcmp_ordered(sign, x, y)
+
+    emit.__name__ = "compare"
+    return define(MASK, FLOATS, FLOATS)(emit)
+
+
+def _logic(name: str) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+        return getattr(b, name)(x, y)
+
+    emit.__name__ = name
+    return define(MASK, MASK, MASK)(emit)
+
+
+@define(MASK, MASK)
+def _invert(b: ir.IRBuilder, x: Any) -> Any:
+    return b.not_(x)
+
+
+def _overload(symbol: Any, operation: Any, kind: LanesType) -> None:
+    def apply(x: Any, y: Any) -> Any:
+        if x is kind and y is kind:
+            return lambda x, y: operation(x, y)
+        if kind is FLOATS and x is FLOATS and isinstance(y, types.Float):
+            return lambda x, y: operation(x, fill(y))
+        if kind is FLOATS and y is FLOATS and isinstance(x, types.Float):
+            return lambda x, y: operation(fill(x), y)
+        return None
+
+    apply.__annotations__ = {}  # numba compares signatures, annotations included
+    overload(symbol)(apply)
+
+
+for _symbol, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _overload(_symbol, _binary(_name), FLOATS)
+for _symbol, _name in (
+    (operator.lt, "<"),
+    (operator.gt, ">"),
+    (operator.le, "<="),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+    (operator.ne, "!="),
+):
+    _overload(_symbol, _compare(_name), FLOATS)
+_overload(operator.and_, _logic("and_"), MASK)
+_overload(operator.or_, _logic("or_"), MASK)
+
+
+def _overload_invert(x: Any) -> Any:
+    return (lambda x: _invert(x)) if x is MASK else None
+
+
+_overload_invert.__annotations__ = {}
+overload(operator.invert)(_overload_invert)
+
+
+# Words and wide integers ------------------------------------------------------------------------------------------
+
+
+@define(WORDS, types.uint32)
+def repeat(b: ir.IRBuilder, x: Any) -> Any:
+    """The same word in every lane."""
+    return _repeat(b, x)
+
+
+@define(WORDS, types.uint32)
+def count_from(b: ir.IRBuilder, first: Any) -> Any:
+    """first, first + 1, ..., first + 7, modulo 2**32."""
+    return b.add(_repeat(b, first), ir.Constant(_vector(_I32), list(range(WIDTH))))
+
+
+@define(WORDS, WORDS, WORDS)
+def add_words(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.add(x, y)
+
+
+def _xor_rotate(bits: int) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+        mixed = b.xor(x, y)
+        return _call("llvm.fshl.v8i32", b, mixed, mixed, ir.Constant(_vector(_I32), [bits] * WIDTH))
+
+    emit.__name__ = f"xor_rotate_{bits}"
+    return define(WORDS, WORDS, WORDS)(emit)
+
+
+#: (x xor y) rotated left.
+xor_rotate_16, xor_rotate_12, xor_rotate_8, xor_rotate_7 = map(_xor_rotate, (16, 12, 8, 7))
+
+
+def _shift(name: str) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, bits: Any) -> Any:
+        return getattr(b, name)(x, _repeat(b, bits))
+
+    emit.__name__ = name
+    return define(LONGS, LONGS, types.int64)(emit)
+
+
+shift_left, shift_right = _shift("shl"), _shift("lshr")
+
+
+@define(MASK, LONGS, LONGS)
+def below(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """Unsigned comparison."""
+    return b.icmp_unsigned("<", x, y)
+
+
+@define(INT128, types.uint64, types.uint64)
+def int128(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+    return b.or_(b.zext(low, _I128), b.shl(b.zext(high, _I128), ir.Constant(_I128, 64)))
+
+
+@define(INT128, INT128, types.uint64, types.uint64)
+def multiply_add(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
+    """total + x y modulo 2**128, the product in full."""
+    return b.add(total, b.mul(b.zext(x, _I128), b.zext(y, _I128)))
+
+
+@define(INT128, INT128, INT128, types.uint64)
+def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
+    """total + x y modulo 2**128, for a 128-bit x."""
+    return b.add(total, b.mul(x, b.zext(y, _I128)))
+
+
+@define(types.uint64, INT128)
+def low_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(x, _I64)
+
+
+@define(types.uint64, INT128)
+def high_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(b.lshr(x, ir.Constant(_I128, 64)), _I64)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------
+
+
+def _place(context: Any, b: ir.IRBuilder, kind: Any, array: Any, index: Any, vector: ir.Type) -> Any:
+    data = context.make_array(kind)(context, b, array).data
+    return b.bitcast(b.gep(data, [b.mul(index, ir.Constant(_I64, WIDTH))]), vector.as_pointer())
 
 
 @intrinsic
-def floor(_ctx: Any, x: Any) -> Any:
-    return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.floor")(b, a[0])
+def load(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index and on of a float64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.load(_place(context, b, signature.args[0], *args, FLOATS.representation), align=8)
+
+    return FLOATS(array, types.int64), codegen
 
 
 @intrinsic
-def fabs(_ctx: Any, x: Any) -> Any:
-    return types.float64(types.float64), lambda c, b, s, a: _unary("llvm.fabs")(b, a[0])
+def store(_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Writes what `load` reads; `value` may be floats or longs, the array has elements of eight bytes."""
 
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        b.store(args[2], _place(context, b, signature.args[0], args[0], args[1], args[2].type), align=8)
+        return context.get_dummy_value()
 
-def _select(compare: str) -> Callable[..., Any]:
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> Any:
-        flags = ("nnan", "nsz")
-        test = builder.fcmp_ordered(compare, args[0], args[1], flags=flags)
-        return builder.select(test, args[0], args[1], flags=flags)
-
-    return emit
+    return types.void(array, types.int64, value), codegen
 
 
 @intrinsic
-def larger(_ctx: Any, x: Any, y: Any) -> Any:
-    """max of two finite numbers."""
-    return types.float64(types.float64, types.float64), _select(">")
+def load_longs(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index and on of a uint64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.load(_place(context, b, signature.args[0], *args, LONGS.representation), align=8)
+
+    return LONGS(array, types.int64), codegen
 
 
 @intrinsic
-def smaller(_ctx: Any, x: Any, y: Any) -> Any:
-    """min of two finite numbers."""
-    return types.float64(types.float64, types.float64), _select("<")
+def load_words(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index and on of a uint32 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.load(_place(context, b, signature.args[0], *args, WORDS.representation), align=4)
+
+    return WORDS(array, types.int64), codegen
 
 
 @intrinsic
-def bits_of(_ctx: Any, x: Any) -> Any:
-    return types.int64(types.float64), lambda c, b, s, a: b.bitcast(a[0], _I64)
+def gather_longs(_context: Any, array: Any, places: Any) -> Any:
+    """One 64-bit element per lane, at the indices in `places` (longs)."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.bitcast(context.make_array(signature.args[0])(context, b, args[0]).data, _I64.as_pointer())
+        out = ir.Constant(LONGS.representation, ir.Undefined)
+        for lane in range(WIDTH):
+            at = ir.Constant(_I32, lane)
+            out = b.insert_element(out, b.load(b.gep(data, [b.extract_element(args[1], at)])), at)
+        return out
+
+    return LONGS(array, LONGS), codegen
+
+
+@device
+def gather(array: Any, places: Any) -> Any:
+    """One float64 per lane, at the indices in `places` (floats)."""
+    return to_floats(gather_longs(array, integers(places)))
 
 
 @intrinsic
-def from_bits(_ctx: Any, x: Any) -> Any:
-    return types.float64(types.int64), lambda c, b, s, a: b.bitcast(a[0], _DOUBLE)
+def load_every(_context: Any, array: Any, first: Any, stride: Any) -> Any:
+    """Elements first, first + stride, ... of a float32 or float64 array, one per lane."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, b, args[0]).data
+        out, at = ir.Constant(FLOATS.representation, ir.Undefined), args[1]
+        for index in range(WIDTH):
+            element = b.load(b.gep(data, [at]))
+            element = element if element.type == _DOUBLE else b.fpext(element, _DOUBLE)
+            out = b.insert_element(out, element, ir.Constant(_I32, index))
+            at = b.add(at, args[2])
+        return out
+
+    return FLOATS(array, types.int64, types.int64), codegen
 
 
-_MANTISSA = (1 << 52) - 1
-_HALF = 0x3FE << 52
-# log2(m) = (m - 1) q(m - 1) on [sqrt(1/2), sqrt(2)], Chebyshev fit; absolute error below 2e-7.
-_LOG2 = np.polynomial.chebyshev.Chebyshev.interpolate(
-    lambda x: np.where(np.abs(x) < 1e-9, 1.0, np.log1p(x) / np.where(np.abs(x) < 1e-9, 1.0, x)) / np.log(2.0),
+@intrinsic
+def store_every(_context: Any, array: Any, first: Any, stride: Any, values: Any) -> Any:
+    """Writes what `load_every` reads, rounded to the array's dtype."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data, at = context.make_array(signature.args[0])(context, b, args[0]).data, args[1]
+        for index in range(WIDTH):
+            element = b.extract_element(args[3], ir.Constant(_I32, index))
+            element = element if data.type.pointee == _DOUBLE else b.fptrunc(element, data.type.pointee)
+            b.store(element, b.gep(data, [at]))
+            at = b.add(at, args[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, FLOATS), codegen
+
+
+@intrinsic
+def scatter(_context: Any, array: Any, places: Any, values: Any) -> Any:
+    """Writes one float64 per lane at the indices in `places` (floats)."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, b, args[0]).data
+        where_to = b.fptosi(args[1], LONGS.representation)
+        for lane in range(WIDTH):
+            at = ir.Constant(_I32, lane)
+            b.store(b.extract_element(args[2], at), b.gep(data, [b.extract_element(where_to, at)]))
+        return context.get_dummy_value()
+
+    return types.void(array, FLOATS, FLOATS), codegen
+
+
+# Between kinds --------------------------------------------------------------------------------------------------
+
+
+@define(FLOATS, LONGS)
+def to_floats(b: ir.IRBuilder, x: Any) -> Any:
+    """The same bits, read as float64."""
+    return b.bitcast(x, FLOATS.representation)
+
+
+@define(LONGS, FLOATS)
+def to_longs(b: ir.IRBuilder, x: Any) -> Any:
+    """The same bits, read as integers."""
+    return b.bitcast(x, LONGS.representation)
+
+
+@define(LONGS, FLOATS)
+def integers(b: ir.IRBuilder, x: Any) -> Any:
+    """The integers that the floats hold."""
+    return b.fptosi(x, LONGS.representation)
+
+
+@define(FLOATS, LONGS)
+def numbers(b: ir.IRBuilder, x: Any) -> Any:
+    """Signed integers as floats."""
+    return b.sitofp(x, FLOATS.representation)
+
+
+@define(LONGS, WORDS, WORDS)
+def join(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+    """64-bit integers from their halves."""
+    wide = LONGS.representation
+    return b.or_(b.zext(low, wide), b.shl(b.zext(high, wide), _repeat(b, ir.Constant(_I64, 32))))
+
+
+@define(types.float64, FLOATS, types.int64)
+def lane(b: ir.IRBuilder, x: Any, index: Any) -> Any:
+    return b.extract_element(x, index)
+
+
+# Across ---------------------------------------------------------------------------------------------------------
+
+
+def _across(combine: Callable[..., Any]) -> Any:
+    def emit(b: ir.IRBuilder, x: Any) -> Any:
+        undefined = ir.Constant(FLOATS.representation, ir.Undefined)
+        for distance in (4, 2, 1):
+            swapped = ir.Constant(_vector(_I32), [i ^ distance for i in range(WIDTH)])
+            x = combine(b, x, b.shuffle_vector(x, undefined, swapped))
+        return x
+
+    emit.__name__ = "across"
+    return define(FLOATS, FLOATS)(emit)
+
+
+#: Each lane becomes the sum, the largest or the smallest of all. Sums are exact only where order does not matter.
+across_sum = _across(lambda b, x, y: b.fadd(x, y))
+across_max = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+across_min = _across(lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
+
+
+# Functions for statistics ---------------------------------------------------------------------------------------
+
+
+@define(FLOATS, FLOATS)
+def _exponent(b: ir.IRBuilder, x: Any) -> Any:
+    bits = b.lshr(b.bitcast(x, LONGS.representation), _repeat(b, ir.Constant(_I64, 52)))
+    return b.sitofp(b.sub(bits, _repeat(b, ir.Constant(_I64, 1022))), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def _mantissa(b: ir.IRBuilder, x: Any) -> Any:
+    bits = b.and_(b.bitcast(x, LONGS.representation), _repeat(b, ir.Constant(_I64, (1 << 52) - 1)))
+    return b.bitcast(b.or_(bits, _repeat(b, ir.Constant(_I64, 0x3FE << 52))), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def _power_of_two(b: ir.IRBuilder, x: Any) -> Any:
+    biased = b.add(b.fptosi(x, LONGS.representation), _repeat(b, ir.Constant(_I64, 1023)))
+    return b.bitcast(b.shl(biased, _repeat(b, ir.Constant(_I64, 52))), FLOATS.representation)
+
+
+def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -> tuple[float, ...]:
+    """Coefficients of the Chebyshev interpolation, constant first."""
+    fit = np.polynomial.chebyshev.Chebyshev.interpolate(function, degree, domain=[low, high])
+    return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef)
+
+
+# log2(1 + m) = m q(m) on [sqrt(1/2) - 1, sqrt(2) - 1] and 2**x on [-1/2, 1/2], errors below 2e-7.
+L0, L1, L2, L3, L4, L5, L6, L7, L8, L9 = _fit(
+    lambda m: np.where(np.abs(m) < 1e-9, 1.0, np.log1p(m) / np.where(np.abs(m) < 1e-9, 1.0, m)) / np.log(2.0),
+    np.sqrt(0.5) - 1,
+    np.sqrt(2.0) - 1,
     9,
-    domain=[np.sqrt(0.5) - 1, np.sqrt(2.0) - 1],
-).convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
-C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (float(c) for c in _LOG2.coef)
+)
+E0, E1, E2, E3, E4, E5, E6 = _fit(np.exp2, -0.5, 0.5, 6)
 
 
-@njit(fastmath=FINITE)
-def log2(x: float) -> float:
-    """Base-2 logarithm of a positive normal number, absolute error below 1e-6; for statistics, not for releases."""
-    bits = bits_of(x)
-    exponent = (bits >> 52) - 1022
-    m = from_bits((bits & _MANTISSA) | _HALF)
-    small = 1.0 if m < 0.7071067811865476 else 0.0
+@device
+def log2(x: Any) -> Any:
+    """Base-2 logarithm of positive normal numbers, absolute error below 1e-6; for statistics, not for releases."""
+    m = _mantissa(x)
+    small = where(m < 0.7071067811865476, fill(1.0), fill(0.0))
+    e = _exponent(x) - small
     m = m + m * small - 1.0
-    q = ((((((((C9 * m + C8) * m + C7) * m + C6) * m + C5) * m + C4) * m + C3) * m + C2) * m + C1) * m + C0
-    return m * q + (float(exponent) - small)
+    q = ((((((((L9 * m + L8) * m + L7) * m + L6) * m + L5) * m + L4) * m + L3) * m + L2) * m + L1) * m + L0
+    return m * q + e
+
+
+@device
+def exp2(x: Any) -> Any:
+    """Two to the power of x for x in [-1000, 1000], relative error below 1e-6; for statistics, not for releases."""
+    whole = rint(x)
+    f = x - whole
+    return _power_of_two(whole) * ((((((E6 * f + E5) * f + E4) * f + E3) * f + E2) * f + E1) * f + E0)

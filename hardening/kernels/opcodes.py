@@ -6,6 +6,7 @@ compiled once, runs them all.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Final
 
 PARAMETERS: Final = 8
@@ -60,3 +61,43 @@ NAMES: Final = {
     PROJECT: "project",
     REVERSE_SIGMOID: "reverse_sigmoid",
 }
+
+
+class Job(IntEnum):
+    """Places in the array of 64-bit integers that a kernel is given: sizes, flags and addresses.
+
+    One array costs less to pass than a dozen; whoever builds it keeps what it points at alive.
+    """
+
+    SCORES = 0  # float32 or float64 (VECTORS, WIDTH), hardened in place
+    SINGLE = 1  # 1: float32
+    VECTORS = 2
+    WIDTH = 3
+    ROWS = 4  # input rows
+    PER_ROW = 5  # vectors of one input row
+    SPACE = 6
+    LOGITS = 7
+    TOLERANCE = 8  # in millionths
+    OPS = 9  # int64 (STEPS,)
+    PARAMS = 10  # float64 (STEPS, PARAMETERS)
+    STEPS = 11
+    THRESHOLD = 12  # uint64 (SLOTS,), all noise tables end to end
+    ALIAS = 13  # int64 (SLOTS,)
+    SLOTS = 14
+    KEYS = 15  # uint32 (MECHANISMS, 8)
+    MECHANISMS = 16
+    CELL_KEY = 17  # uint64, key of the hash of quantised rows
+    SIGNS = 18  # float64, the signs behind cells
+    CELL_BITS = 19
+    NUMBERS = 20  # float64 scratch
+    WORDS = 21  # uint64 scratch
+    ROW = 22  # uint64 scratch for one canonical row
+    NONCES = 23  # uint32 (ROWS, 3); filled in when INPUTS > 0
+    SUMMARY = 24  # float64 (VECTORS, 3), filled in
+    INPUT_TABLE = 25  # int64 (INPUTS, 5)
+    INPUTS = 26
+    TAG_KEY = 27  # uint64, key of the hash of input rows
+    ROW_WORDS = 28
+
+
+JOB: Final = len(Job)

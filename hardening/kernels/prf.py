@@ -1,59 +1,59 @@
-"""ChaCha20 (RFC 8439) keystream and alias draws, as device functions: linked into the kernels that use them."""
+"""ChaCha20 (RFC 8439) for eight blocks side by side, and the integers of a noise table drawn from its keystream.
+
+The lanes of one call either belong to eight rows, each with a nonce of its own, or to eight consecutive blocks of one
+row; the stream of a row is the same in both.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
-_I32 = ir.IntType(32)
-
-
-@intrinsic
-def add32(_ctx: Any, x: Any, y: Any) -> Any:
-    """Sum modulo 2**32; numba would widen to 64 bits."""
-    return types.uint32(types.uint32, types.uint32), lambda c, b, s, a: b.add(a[0], a[1])
-
-
-@intrinsic
-def xor_rotate32(_ctx: Any, x: Any, y: Any, n: Any) -> Any:
-    """(x xor y) rotated left by n."""
-
-    def emit(_context: Any, b: ir.IRBuilder, _signature: Any, args: Any) -> Any:
-        rotate = b.module.declare_intrinsic("llvm.fshl", [_I32], ir.FunctionType(_I32, [_I32, _I32, _I32]))
-        mixed = b.xor(args[0], args[1])
-        return b.call(rotate, [mixed, mixed, args[2]])
-
-    return types.uint32(types.uint32, types.uint32, types.uint32), emit
-
+from hardening.kernels import lanes
+from hardening.kernels.lanes import (
+    add_words,
+    device,
+    repeat,
+    xor_rotate_7,
+    xor_rotate_8,
+    xor_rotate_12,
+    xor_rotate_16,
+)
 
 U = np.uint32
 _C0, _C1, _C2, _C3 = U(0x61707865), U(0x3320646E), U(0x79622D32), U(0x6B206574)
-_R16, _R12, _R8, _R7 = U(16), U(12), U(8), U(7)
+#: 64-bit words in one block.
+BLOCK = 8
 
 
-@njit(inline="always")
+@device
 def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
-    a = add32(a, b)
-    d = xor_rotate32(d, a, _R16)
-    c = add32(c, d)
-    b = xor_rotate32(b, c, _R12)
-    a = add32(a, b)
-    d = xor_rotate32(d, a, _R8)
-    c = add32(c, d)
-    b = xor_rotate32(b, c, _R7)
+    a = add_words(a, b)
+    d = xor_rotate_16(d, a)
+    c = add_words(c, d)
+    b = xor_rotate_12(b, c)
+    a = add_words(a, b)
+    d = xor_rotate_8(d, a)
+    c = add_words(c, d)
+    b = xor_rotate_7(b, c)
     return a, b, c, d
 
 
-@njit
-def chacha_block(k: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
-    """One block: key uint32 ``(8,)`` in, sixteen uint32 words out."""
-    x0, x1, x2, x3 = _C0, _C1, _C2, _C3
-    x4, x5, x6, x7, x8, x9, x10, x11 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
-    x12, x13, x14, x15 = counter, n0, n1, n2
+@device
+def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
+    """Eight blocks.
+
+    Args:
+        key: uint32 ``(8,)``, the same for all.
+        counter, n0, n1, n2: words, one per lane.
+        out: uint64 ``(64,)``; element ``8 * j + l`` becomes 64-bit word j of lane l's block.
+    """
+    c0, c1, c2, c3 = repeat(_C0), repeat(_C1), repeat(_C2), repeat(_C3)
+    k0, k1, k2, k3 = repeat(key[0]), repeat(key[1]), repeat(key[2]), repeat(key[3])
+    k4, k5, k6, k7 = repeat(key[4]), repeat(key[5]), repeat(key[6]), repeat(key[7])
+    x0, x1, x2, x3, x4, x5, x6, x7 = c0, c1, c2, c3, k0, k1, k2, k3
+    x8, x9, x10, x11, x12, x13, x14, x15 = k4, k5, k6, k7, counter, n0, n1, n2
     for _ in range(10):
         x0, x4, x8, x12 = _quarter(x0, x4, x8, x12)
         x1, x5, x9, x13 = _quarter(x1, x5, x9, x13)
@@ -63,28 +63,26 @@ def chacha_block(k: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> N
         x1, x6, x11, x12 = _quarter(x1, x6, x11, x12)
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
-    out[0], out[1], out[2], out[3] = add32(x0, _C0), add32(x1, _C1), add32(x2, _C2), add32(x3, _C3)
-    out[4], out[5], out[6], out[7] = add32(x4, k[0]), add32(x5, k[1]), add32(x6, k[2]), add32(x7, k[3])
-    out[8], out[9], out[10], out[11] = add32(x8, k[4]), add32(x9, k[5]), add32(x10, k[6]), add32(x11, k[7])
-    out[12], out[13], out[14], out[15] = add32(x12, counter), add32(x13, n0), add32(x14, n1), add32(x15, n2)
+    lanes.store(out, 0, lanes.join(add_words(x0, c0), add_words(x1, c1)))
+    lanes.store(out, 1, lanes.join(add_words(x2, c2), add_words(x3, c3)))
+    lanes.store(out, 2, lanes.join(add_words(x4, k0), add_words(x5, k1)))
+    lanes.store(out, 3, lanes.join(add_words(x6, k2), add_words(x7, k3)))
+    lanes.store(out, 4, lanes.join(add_words(x8, k4), add_words(x9, k5)))
+    lanes.store(out, 5, lanes.join(add_words(x10, k6), add_words(x11, k7)))
+    lanes.store(out, 6, lanes.join(add_words(x12, counter), add_words(x13, n0)))
+    lanes.store(out, 7, lanes.join(add_words(x14, n1), add_words(x15, n2)))
 
 
-@njit
-def fill(k: Any, nonce: Any, counter: int, out: Any, words: int) -> None:
-    """Keystream from block `counter` on: at least `words` uint64; `out` has room for whole blocks of eight."""
-    narrow = out.view(np.uint32)
-    n0, n1, n2 = nonce[0], nonce[1], nonce[2]
-    for block in range((words + 7) // 8):
-        chacha_block(k, U(counter + block), n0, n1, n2, narrow[16 * block : 16 * block + 16])
+@device
+def draw(raw: Any, threshold: Any, alias: Any, start: int, bits: int, offset: int) -> Any:
+    """Eight integers by the alias method from eight 64-bit words, as floats.
 
-
-@njit
-def draw(raw: Any, n: int, threshold: Any, alias: Any, bits: int, offset: int, out: Any) -> None:
-    """n integers by the alias method, as float64; constant work, no branch on what is drawn."""
-    down, up = np.uint64(64 - bits), np.uint64(bits)
-    for j in range(n):
-        r = raw[j]
-        slot = np.int64(r >> down)
-        keep = np.int64((r << up) < threshold[slot])
-        other = np.int64(alias[slot])
-        out[j] = float(other + keep * (slot - offset - other))
+    Constant work: nothing branches on what is drawn. The table is ``[start, start + 2**bits)`` of `threshold` (uint64)
+    and `alias` (int64).
+    """
+    slot = lanes.shift_right(raw, 64 - bits)
+    column = lanes.numbers(slot)
+    place = lanes.integers(column + float(start))
+    keep = lanes.below(lanes.shift_left(raw, bits), lanes.gather_longs(threshold, place))
+    other = lanes.numbers(lanes.gather_longs(alias, place))
+    return lanes.where(keep, column - float(offset), other)

@@ -1,7 +1,7 @@
-"""The one kernel that runs every policy: a loop over rows, a loop over instructions.
+"""The one kernel that runs every policy: a loop over blocks of rows, a loop over instructions.
 
-`run` hardens `y` in place. Nothing is written to a row before all of its work is done, and on the first row that is
-wrong the kernel stops and says which; the caller then throws the whole array away.
+`run` hardens scores in place. Nothing is written to a row before all of its work is done, and on the first block with a
+row that is wrong the kernel stops and says which; the caller then throws the whole array away.
 """
 
 from __future__ import annotations
@@ -9,201 +9,293 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray
 
-from hardening.kernels import opcodes, prf, rows
-from hardening.kernels.lanes import fabs, rint
+from hardening.kernels import opcodes, prf, rows, summary, tag
+from hardening.kernels.blocks import Block, block, exact_sum, first_argmax, largest, smallest
+from hardening.kernels.lanes import (
+    WIDTH,
+    add_words,
+    count_from,
+    device,
+    fabs,
+    fill,
+    lane,
+    larger,
+    load,
+    load_every,
+    load_longs,
+    load_words,
+    pointer,
+    repeat,
+    rint,
+    some,
+    store,
+    store_every,
+    where,
+)
+from hardening.kernels.opcodes import Job
 
-#: float64 numbers of scratch that `run` needs for rows of `width`, beside the 16 of the fold.
-SCRATCH_ROWS = 3
-CHUNK = 256
-#: Columns of the summary: entropy of the clean row in bits, largest possible entropy, released label, cell.
-SUMMARY = 4
-
-
-@njit
-def _check(w: Any, n: int, space: int, tolerance: float) -> int:
-    if rows.nonfinite(w, n):
-        return opcodes.NOT_FINITE
-    if space == opcodes.SPACE_ANY or n == 0:
-        return opcodes.OK
-    if rows.smallest(w, n) < -tolerance:
-        return opcodes.NOT_SIMPLEX
-    if space == opcodes.SPACE_SIGMOID:
-        if rows.largest(w, n) > 1.0 + tolerance:
-            return opcodes.NOT_SIMPLEX
-        rows.clip(w, n, 0.0, 1.0)
-        return opcodes.OK
-    if rows.largest(w, n) > 1.0 + tolerance:
-        return opcodes.NOT_SIMPLEX
-    rows.clip(w, n, 0.0, 1.0)
-    total = rows.exact_sum(w, n)
-    if fabs(total - 1.0) > tolerance:
-        return opcodes.NOT_SIMPLEX
-    rows.scale(w, n, total)
-    return opcodes.OK
-
-
-@njit
-def _add_noise(
-    w: Any, z: Any, n: int, p: Any, threshold: Any, alias: Any, key: Any, nonce: Any, vector: int, raw: Any
-) -> int:
-    step, inverse, start, bits, offset, cell = p[0], p[1], int(p[2]), int(p[3]), int(p[4]), p[7]
-    if int(p[6]) == opcodes.KEYED_CELL:
-        rows.to_grid(w, n, 1.0 / cell)
-    for j in range(n):
-        w[j] = rint(w[j] * inverse)
-    if rows.largest(w, n) > rows.MOST_STEPS or rows.smallest(w, n) < -rows.MOST_STEPS:
-        return opcodes.OUT_OF_RANGE
-    table = threshold[start : start + (1 << bits)]
-    other = alias[start : start + (1 << bits)]
-    block = vector * ((n + 7) // 8)
-    for first in range(0, n, CHUNK):
-        m = min(CHUNK, n - first)
-        prf.fill(key, nonce, block + first // 8, raw, m)
-        prf.draw(raw, m, table, other, bits, offset, z[first : first + m])
-    for j in range(n):
-        w[j] = (w[j] + z[j]) * step
-    return opcodes.OK
+#: Beyond this many steps a float64 no longer holds every integer that noise may add.
+MOST_STEPS = 2.0**50
+#: Rows of at most this many classes may be taken eight at a time.
+NARROW = 64
+#: uint64 scratch of `run` beside the words of a row: keystream twice, nonces and counters of a block.
+SCRATCH_WORDS = 8 * prf.BLOCK * 2 + 40
+#: float64 scratch of `run` for each class, in vectors; and beside that.
+SCRATCH_VECTORS, SCRATCH_NUMBERS = 3, (summary.FOLD + 2) * WIDTH
+#: Columns of the summary: entropy of the clean row in bits, released label, cell.
+SUMMARY = 3
 
 
-@njit
-def _cell_nonce(w: Any, n: int, cell: float, key: Any, state: Any, nonce: Any) -> None:
-    """96 bits that depend on the quantised row alone: a chain of ChaCha20 blocks, each keyed by the one before."""
-    for i in range(8):
-        state[i] = key[i]
-    for j in range(n):
-        v = np.int64(rint(w[j] / cell))
-        low, high = np.uint32(v & 0xFFFFFFFF), np.uint32((v >> 32) & 0xFFFFFFFF)
-        prf.chacha_block(state, np.uint32(j), low, high, np.uint32(0x63656C6C), state[16:32])
-        for i in range(8):
-            state[i] = state[16 + i]
-    for i in range(3):
-        nonce[i] = state[i]
+@device
+def _check(b: Block, space: int, tolerance: float) -> Any:
+    """What is wrong with each row, as an `opcodes` problem; brings rows within the tolerance into the space."""
+    none, bad = fill(0.0), fill(0.0)
+    for i in range(b.m):
+        bad = bad + load(b.w, i) * 0.0
+    problem = where(bad != none, fill(float(opcodes.NOT_FINITE)), none)
+    if b.wide and some(problem > 0.0):
+        return fill(float(opcodes.NOT_FINITE))
+    if space == opcodes.SPACE_ANY:
+        return problem
+    off = fill(float(opcodes.NOT_SIMPLEX))
+    inside = (smallest(b, b.w) >= -tolerance) & (largest(b, b.w) <= 1.0 + tolerance)
+    problem = where((problem == 0.0) & ~inside, off, problem)
+    rows.clip(b, 0.0, 1.0)
+    if space == opcodes.SPACE_SIMPLEX:
+        total = exact_sum(b, b.w)
+        problem = where((problem == 0.0) & (fabs(total - 1.0) > tolerance), off, problem)
+        rows.divide(b, where(problem == 0.0, total, fill(1.0)))
+    return problem
 
 
-@njit
+@device
+def _draw(b: Block, i: int, raw: Any, word: int, p: Any, threshold: Any, alias: Any) -> None:
+    z = prf.draw(load_longs(raw, word), threshold, alias, int(p[2]), int(p[3]), int(p[4]))
+    store(b.w, i, (load(b.w, i) + z) * p[0])
+
+
+@device
+def _add_noise(b: Block, p: Any, threshold: Any, alias: Any, key: Any, nonces: Any, raw: Any) -> Any:
+    """Integer noise; `nonces` holds three words and a first counter for each lane, word by word."""
+    for i in range(b.m):
+        store(b.w, i, rint(load(b.w, i) * p[1]))
+    far = larger(largest(b, b.w), 0.0 - smallest(b, b.w)) > MOST_STEPS
+    problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), fill(0.0))
+    n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
+    if not b.wide:
+        for i in range(b.m):
+            if i % prf.BLOCK == 0:
+                prf.blocks(key, add_words(first, repeat(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
+            _draw(b, i, raw, i % prf.BLOCK, p, threshold, alias)
+        return problem
+    for i in range(b.m):
+        k = i % WIDTH
+        if k == 0:
+            prf.blocks(key, add_words(first, count_from(np.uint32(i))), n0, n1, n2, raw)
+        for word in range(prf.BLOCK):  # lanes hold blocks, and a block's words are wanted side by side
+            raw[8 * prf.BLOCK + word] = raw[WIDTH * word + k]
+        _draw(b, i, raw, prf.BLOCK, p, threshold, alias)
+    return problem
+
+
+@device
+def _cell_nonces(b: Block, cell: float, key: Any, row: Any, nonces: Any, spare: Any) -> None:
+    """Nonces that depend on the quantised rows alone."""
+    rows.to_grid(b, 1.0 / cell)
+    words = (b.n + 1) // 2 * 2
+    for k in range(1 if b.wide else WIDTH):
+        row[words - 1] = np.uint64(0)
+        for j in range(b.n):
+            v = b.w[j] if b.wide else b.w[WIDTH * j + k]
+            row[j] = np.uint64(np.int64(rint_scalar(v / cell)))
+        tag.hash_words(row, words, key, spare)
+        for i in range(3):
+            for other in range(k, WIDTH if b.wide else k + 1):
+                nonces[WIDTH * i + other] = spare[i]
+
+
+@device
+def rint_scalar(x: float) -> float:
+    return lane(rint(fill(x)), 0)
+
+
+@device
 def _step(
-    w: Any,
-    z: Any,
-    n: int,
+    b: Block,
     code: int,
     p: Any,
-    own: int,
-    top: int,
+    own: Any,
+    top: Any,
+    problem: Any,
     threshold: Any,
     alias: Any,
     keys: Any,
-    nonce: Any,
-    spare: Any,
-    state: Any,
-    vector: int,
+    cell_key: Any,
+    row: Any,
+    nonces: Any,
     raw: Any,
-) -> tuple[int, int]:
-    """One instruction; returns what went wrong, if anything, and the top class from here on."""
+) -> tuple[Any, Any]:
+    """One instruction; returns the top class from here on, and what went wrong."""
     if code == opcodes.NOISE:
-        key = keys[int(p[5])]
         if int(p[6]) == opcodes.KEYED_CELL:
-            _cell_nonce(w, n, p[7], key, state, spare)
-            problem = _add_noise(w, z, n, p, threshold, alias, key, spare, vector, raw)
+            spare = nonces[4 * WIDTH :]
+            _cell_nonces(b, p[7], cell_key, row, spare, spare[4 * WIDTH :])
+            for k in range(WIDTH):
+                spare[3 * WIDTH + k] = nonces[3 * WIDTH + k]
+            problem = larger(problem, _add_noise(b, p, threshold, alias, keys[int(p[5])], spare, raw))
         else:
-            problem = _add_noise(w, z, n, p, threshold, alias, key, nonce, vector, raw)
-        return problem, rows.first_argmax(w, n) if problem == opcodes.OK else 0
-    if code == opcodes.TYPES:
-        rows.to_types(w, z, n, p[0], top)
+            problem = larger(problem, _add_noise(b, p, threshold, alias, keys[int(p[5])], nonces, raw))
+        top = first_argmax(b, b.w)
+    elif code == opcodes.TYPES:
+        rows.to_types(b, p[0], top)
     elif code == opcodes.PROJECT:
-        rows.project(w, n, p[0] > 0.0, p[1], own)
-        return opcodes.OK, own if p[0] > 0.0 else rows.first_argmax(w, n)
+        far = larger(largest(b, b.w), 0.0 - smallest(b, b.w)) > rows.MOST_SCORE
+        problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), problem)
+        if not some(far):
+            rows.project(b, p[0] > 0.0, p[1], own)
+        top = own if p[0] > 0.0 else first_argmax(b, b.w)
     elif code == opcodes.GRID:
-        rows.to_grid(w, n, p[0])
+        rows.to_grid(b, p[0])
     elif code == opcodes.TOP_K:
-        if p[0] < n:
-            rows.keep_top_k(w, z, n, int(p[0]), int(p[1]), p[2], top)
+        if p[0] < b.n:
+            rows.keep_top_k(b, int(p[0]), int(p[1]), p[2], top)
             if int(p[1]) == opcodes.REMAINDER_OTHER:
-                return opcodes.OK, rows.first_argmax(w, n)
+                top = first_argmax(b, b.w)
     elif code == opcodes.LABEL_ONLY:
         if p[0] > 0.0:
-            rows.at_half(w, n)
+            rows.at_half(b)
         else:
-            rows.one_hot(w, n, top)
+            rows.one_hot(b, top)
     elif code == opcodes.CLIP:
-        rows.clip(w, n, p[0], p[1])
+        rows.clip(b, p[0], p[1])
     elif code == opcodes.TEMPERATURE:
-        rows.temper(w, n, p[0], p[1] > 0.0, top)
+        rows.temper(b, p[0], p[1] > 0.0, top)
     elif code == opcodes.REVERSE_SIGMOID:
-        rows.reverse_sigmoid(w, n, p[0], p[1], p[2] > 0.0)
+        rows.reverse_sigmoid(b, p[0], p[1], p[2] > 0.0)
         if p[3] > 0.0:
-            return opcodes.OK, rows.first_argmax(w, n)
-    return opcodes.OK, top
+            top = first_argmax(b, b.w)
+    return top, problem
 
 
-@njit
-def _summarise(w: Any, z: Any, n: int, own: int, space: int, logits: bool, signs: Any, planes: Any, out: Any) -> None:
-    entropy, most = 0.0, 0.0
-    if space == opcodes.SPACE_SIMPLEX:
-        entropy, most = rows.entropy_bits(w, n), np.log2(n)
-    elif space == opcodes.SPACE_SIGMOID:
-        entropy, most = rows.binary_entropy_bits(w, n), 1.0
-    elif logits:
-        entropy, most = rows.softmax_entropy_bits(w, n, w[own], z), np.log2(n)
-    out[0], out[1] = entropy, most
-    out[3] = float(rows.cell_of(w, n, signs, planes, z[n : n + 16]))
+@device
+def _load_as(b: Block, y: Any, first: int) -> None:
+    if b.wide:
+        for j in range(b.n):
+            b.w[j] = np.float64(y[first * b.n + j])
+        for j in range(b.n, WIDTH * b.m):
+            b.w[j] = 0.0
+    else:
+        for j in range(b.n):
+            store(b.w, j, load_every(y, first * b.n + j, b.n))
 
 
-def run(
-    y: Any,
-    nonces: Any,
-    per_row: int,
-    ops: Any,
-    params: Any,
-    threshold: Any,
-    alias: Any,
-    keys: Any,
-    signs: Any,
-    planes: Any,
-    scratch: Any,
-    raw: Any,
-    flags: Any,
-    summary: Any,
-) -> int:
-    """Harden `y` in place.
+@device
+def _load(b: Block, job: Any, first: int) -> None:
+    """One row, or eight, from `first` on."""
+    count = job[Job.VECTORS] * b.n
+    if job[Job.SINGLE] > 0:
+        _load_as(b, carray(pointer(job[Job.SCORES]), (count,), np.float32), first)
+    else:
+        _load_as(b, carray(pointer(job[Job.SCORES]), (count,), np.float64), first)
 
-    Args:
-        y: float32 or float64 ``(vectors, width)``.
-        nonces: uint32 ``(rows, 3)``; vector v belongs to row v // per_row.
-        ops: int64 ``(instructions,)`` opcodes, `params` float64 ``(instructions, 8)``.
-        threshold, alias: all noise tables, end to end. keys: uint32 ``(mechanisms, 8)``.
-        signs: float64 ``(width,)``, planes: float64 ``(cell bits * 16,)``: the projection behind `rows.cell_of`.
-        scratch: float64, at least ``3 * width + 16``. raw: uint64 ``(CHUNK,)``.
-        flags: float64 ``(space, tolerance, is logits)``.
-        summary: float64 ``(vectors, 4)``, filled in.
+
+@device
+def _write(b: Block, job: Any, first: int) -> None:
+    count = job[Job.VECTORS] * b.n
+    single = carray(pointer(job[Job.SCORES]), (count,), np.float32)
+    double = carray(pointer(job[Job.SCORES]), (count,), np.float64)
+    if b.wide and job[Job.SINGLE] > 0:
+        for j in range(b.n):
+            single[first * b.n + j] = np.float32(b.w[j])
+    elif b.wide:
+        for j in range(b.n):
+            double[first * b.n + j] = b.w[j]
+    elif job[Job.SINGLE] > 0:
+        for j in range(b.n):
+            store_every(single, first * b.n + j, b.n, load(b.w, j))
+    else:
+        for j in range(b.n):
+            store_every(double, first * b.n + j, b.n, load(b.w, j))
+
+
+@device
+def _nonces_of(nonces: Any, out: Any, first: int, per_row: int, n: int, wide: bool) -> None:
+    """Nonce and first counter of each lane's vector: vectors of one row follow each other in its keystream."""
+    row, behind = first // per_row, first % per_row
+    for k in range(WIDTH):
+        for i in range(3):
+            out[WIDTH * i + k] = nonces[3 * row + i]
+        out[3 * WIDTH + k] = np.uint32(behind * ((n + prf.BLOCK - 1) // prf.BLOCK))
+        if not wide:
+            behind += 1
+            if behind == per_row:
+                row, behind = row + 1, 0
+
+
+@device
+def _harden(job: Any) -> int:
+    n, vectors, per_row, space = job[Job.WIDTH], job[Job.VECTORS], job[Job.PER_ROW], job[Job.SPACE]
+    steps, slots = job[Job.STEPS], job[Job.SLOTS]
+    ops = carray(pointer(job[Job.OPS]), (steps,), np.int64)
+    params = carray(pointer(job[Job.PARAMS]), (steps, opcodes.PARAMETERS), np.float64)
+    threshold = carray(pointer(job[Job.THRESHOLD]), (slots,), np.uint64)
+    alias = carray(pointer(job[Job.ALIAS]), (slots,), np.int64)
+    keys = carray(pointer(job[Job.KEYS]), (job[Job.MECHANISMS], 8), np.uint32)
+    cell_key = carray(pointer(job[Job.CELL_KEY]), (tag.FINAL + n + 1 + tag.EXTRA,), np.uint64)
+    signs = carray(pointer(job[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.float64)
+    room = WIDTH * (n if n <= NARROW else (n + WIDTH - 1) // WIDTH)
+    numbers = carray(pointer(job[Job.NUMBERS]), (SCRATCH_VECTORS * room + SCRATCH_NUMBERS,), np.float64)
+    words = carray(pointer(job[Job.WORDS]), (SCRATCH_WORDS,), np.uint64)
+    row = carray(pointer(job[Job.ROW]), (n + 1,), np.uint64)
+    nonces = carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)
+    out = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
+    raw, spare = words, words[8 * prf.BLOCK * 2 :].view(np.uint32)
+    tolerance = float(job[Job.TOLERANCE]) * 1e-6
+    first = 0
+    while first < vectors:
+        wide = n > NARROW or vectors - first < WIDTH
+        count = 1 if wide else WIDTH
+        b = block(numbers, numbers[room:], numbers[2 * room :], n, wide)
+        _load(b, job, first)
+        problem = _check(b, space, tolerance)
+        own = first_argmax(b, b.w)
+        top = own
+        entropy = summary.clean_entropy(b, space, job[Job.LOGITS] > 0, largest(b, b.w))
+        cell = summary.cells(b, signs, numbers[SCRATCH_VECTORS * room :], job[Job.CELL_BITS])
+        if not some(problem > 0.0):
+            if job[Job.MECHANISMS] > 0:
+                _nonces_of(nonces, spare, first, per_row, n, wide)
+            for s in range(steps):
+                top, problem = _step(
+                    b, ops[s], params[s], own, top, problem, threshold, alias, keys, cell_key, row, spare, raw
+                )
+        if some(problem > 0.0):
+            for k in range(count):
+                if lane(problem, k) > 0.0:
+                    return (first + k + 1) * 8 + int(lane(problem, k))
+        _write(b, job, first)
+        for k in range(count):
+            out[first + k, 0], out[first + k, 1], out[first + k, 2] = lane(entropy, k), lane(top, k), lane(cell, k)
+        first += count
+    return 0
+
+
+def run(job: Any) -> int:
+    """Harden the scores that `job` (int64, see `opcodes.Job`) points at, in place.
 
     Returns:
-        0, or ``(vector + 1) * 8 + problem`` for the first vector that could not be hardened; `y` is then unfit for use.
+        0, or ``(vector + 1) * 8 + problem`` for a vector that could not be hardened; the scores are then unfit for use.
     """
-    n = y.shape[1]
-    w, z = scratch[:n], scratch[n : 2 * n + 16]
-    space, logits = int(flags[0]), flags[2] > 0.0
-    spare = raw[CHUNK : CHUNK + 2].view(np.uint32)[:3]
-    state = raw[CHUNK + 2 : CHUNK + 18].view(np.uint32)
-    for v in range(y.shape[0]):
-        for j in range(n):
-            w[j] = float(y[v, j])
-        problem = _check(w, n, space, flags[1])
-        if problem != opcodes.OK:
-            return (v + 1) * 8 + problem
-        if n == 0:
-            continue
-        own = rows.first_argmax(w, n)
-        _summarise(w, z, n, own, space, logits, signs, planes, summary[v])
-        top, nonce = own, nonces[v // per_row]
-        for i in range(len(ops)):
-            problem, top = _step(
-                w, z, n, ops[i], params[i], own, top, threshold, alias, keys, nonce, spare, state, v % per_row, raw
-            )
-            if problem != opcodes.OK:
-                return (v + 1) * 8 + problem
-        summary[v, 2] = float(top)
-        for j in range(n):
-            y[v, j] = w[j]
-    return 0
+    if job[Job.INPUTS] > 0:
+        tag.hash_rows(
+            carray(pointer(job[Job.INPUT_TABLE]), (job[Job.INPUTS], tag.INPUT), np.int64),
+            job[Job.ROWS],
+            carray(pointer(job[Job.TAG_KEY]), (tag.FINAL + job[Job.ROW_WORDS] + tag.EXTRA,), np.uint64),
+            carray(pointer(job[Job.ROW]), (job[Job.ROW_WORDS],), np.uint64),
+            carray(pointer(job[Job.NONCES]), (job[Job.ROWS], 3), np.uint32),
+        )
+    if job[Job.WIDTH] == 0 or job[Job.VECTORS] == 0:
+        return 0
+    return _harden(job)

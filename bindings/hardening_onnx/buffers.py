@@ -1,0 +1,142 @@
+"""Buffers of a thread that the runtime reads questions from and writes answers to, by IO binding.
+
+ONNX Runtime's own `run` spends more on checking names and making arrays than hardening costs. A question of a shape
+that a thread has asked before is copied into a buffer bound to the runtime; the answer is hardened where the runtime
+put it, in memory that nobody else sees, and a copy of the hardened answer leaves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from hardening.answer import Answer
+from hardening.guard import Guard
+
+#: Shapes of questions for which a thread keeps buffers, and their most bytes in all.
+SHAPES = 16
+BYTES = 1 << 26
+_DTYPES = {
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+class Bound:
+    """Buffers for one shape of question.
+
+    Attributes:
+        rows: input rows.
+        answer: what the guard hardens.
+    """
+
+    def __init__(
+        self,
+        inner: onnxruntime.InferenceSession,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        outputs: dict[str, np.ndarray[Any, Any]],
+        names: tuple[str, ...],
+        answer: Answer,
+    ) -> None:
+        self.rows, self.answer = answer.rows, answer
+        self._run = inner.run_with_iobinding
+        self._io = inner.io_binding()
+        for name, array in inputs.items():
+            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._inputs = tuple(inputs.items())
+        self._results = tuple(outputs[name] for name in names)
+
+    def ask(self, feed: Mapping[str, Any], run_options: Any) -> bool:
+        """Run the model; False if the runtime would not, for whatever reason."""
+        for name, buffer in self._inputs:
+            np.copyto(buffer, feed[name])
+        try:
+            self._run(self._io, run_options)
+        except Exception:
+            return False
+        return True
+
+    def copies(self) -> list[Any]:
+        return [result.copy() for result in self._results]
+
+
+class Buffers:
+    """What each thread keeps, by the shapes it asks about."""
+
+    def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
+        self.inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
+        self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
+        known = {d for i in inner.get_inputs() for d in i.shape if isinstance(d, str)}
+        #: Outputs whose shape follows from the inputs' shapes.
+        self._regular = {
+            o.name for o in inner.get_outputs() if all(isinstance(d, int) or d in known for d in o.shape or ())
+        }
+        self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self.inputs.values()
+        self._inner, self._guard = inner, guard
+        self._local = threading.local()
+
+    def _key(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        shapes = []
+        for name, dtype in self.inputs.items():
+            value = feed[name]
+            if type(value) is not np.ndarray or value.dtype != dtype:
+                return None
+            shapes.append(value.shape)
+        return names, *shapes
+
+    def find(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> Bound | None:
+        """This thread's buffers for a question like this one, if there are any."""
+        try:
+            bound: dict[Any, Bound] = self._local.bound
+        except AttributeError:
+            return None
+        return bound.get(self._key(names, feed))
+
+    def learn(
+        self,
+        names: tuple[str, ...],
+        fetch: tuple[str, ...],
+        feed: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        """A question was answered without buffers; the second time this happens, buffers are made for it."""
+        if not self._able or any(n not in self._regular or self._outputs[n] is None for n in fetch):
+            return
+        key = self._key(names, feed)
+        if key is None or 0 in (d for shape in (*key[1:], *shapes.values()) for d in shape):
+            return
+        local = self._local
+        if not hasattr(local, "bound"):
+            local.bound, local.seen = {}, {}
+        if key not in local.seen:
+            local.seen = dict(list(local.seen.items())[1 - SHAPES :]) | {key: True}
+            return
+        inputs = {name: np.empty(feed[name].shape, dtype) for name, dtype in self.inputs.items()}
+        outputs = {name: np.empty(shapes[name], self._outputs[name]) for name in fetch}
+        if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > BYTES // SHAPES:
+            return
+        if len(local.bound) >= SHAPES:
+            local.bound.pop(next(iter(local.bound)))
+        rows = next((len(a) for a in inputs.values() if a.ndim), 1)
+        answer = self._guard.bind(dict(outputs), inputs, rows)
+        local.bound[key] = Bound(self._inner, inputs, outputs, names, answer)
+
+    def forget(self) -> None:
+        """Drop this thread's buffers; an answer in them could not be hardened."""
+        self._local.bound = {}

@@ -1,0 +1,186 @@
+"""The outputs of one run: checked against the policy, tied to programs, hardened in place."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.config import Output, Policy
+from hardening.errors import InputError, ReleaseError
+from hardening.kernels import opcodes
+from hardening.noise import Key
+from hardening.pipeline import Program, Question, Task
+
+
+class Programs:
+    """Every program that a policy has called for so far, for one model. Safe to share between threads."""
+
+    #: Widths are chosen by the callers of models with dynamic shapes; beyond this many the table starts anew.
+    MOST = 256
+
+    def __init__(self, policy: Policy, key: Key | None, model_digest: str) -> None:
+        self.policy, self.key, self.model_digest = policy, key, model_digest
+        self._known: dict[tuple[str, str, int], Program] = {}
+        self._building = threading.Lock()
+
+    def get(self, output: str, tier: str, width: int) -> Program:
+        program = self._known.get((output, tier, width))
+        if program is None:
+            with self._building:
+                if len(self._known) >= self.MOST:
+                    self._known = {}
+                program = Program(self.policy.pipeline(output, tier), width, self.key, output, self.model_digest)
+                self._known[output, tier, width] = program
+        return program
+
+
+class Answer:
+    """What one run returned, or buffers that runs return to again and again.
+
+    Args:
+        programs: of the policy and model at hand.
+        tier: which of the policy's tiers hardens.
+        outputs: arrays by name, in the order in which they are wanted. They are hardened in place where the kernel can
+            (float32 or float64, contiguous, writable).
+        inputs: the arrays that were asked about, for noise keyed on them; read whenever `harden` runs.
+        rows: how many rows were asked.
+
+    Raises ReleaseError if an output is not what the policy expects, InputError if the noise needs inputs.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        tier: str,
+        outputs: dict[str, Any],
+        inputs: Mapping[str, NDArray[Any]] | None,
+        rows: int,
+    ) -> None:
+        self.outputs, self.rows = outputs, rows
+        #: For each output: its task, and float64 (3,): bits and rho of the answer, largest entropy of a row in bits.
+        self.entries: list[tuple[str, Task | None, NDArray[np.float64]]] = []
+        self._programs, self._tier, self._inputs = programs, tier, inputs
+        self._question: Question | None = None
+        self._nonces: NDArray[np.uint32] | None = None
+        self._maps: dict[str, NDArray[np.float32]] = {}
+        self._fresh: list[NDArray[np.uint32]] = []
+        self._derived: list[tuple[str, str, Output]] = []
+        for name, rules in programs.policy.outputs.items():
+            if name in outputs:
+                self._take(name, rules, outputs[name])
+            elif rules.label_output in outputs:
+                raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
+            if rules.label_output in outputs:
+                self._derived.append((name, rules.label_output or "", rules))
+
+    def _take(self, name: str, rules: Output, value: Any) -> None:
+        if rules.space in ("open", "labels"):
+            bits = 8.0 * getattr(value, "nbytes", 8 * len(value) if hasattr(value, "__len__") else 8)
+            self.entries.append((name, None, np.array([bits, 0.0, 0.0])))
+            return
+        if isinstance(value, list):
+            value = self._maps[name] = _scores_of_maps(name, value)
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.dtype.itemsize > 8:
+            kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise ReleaseError(name, None, f"has {kind} values where the policy expects float scores ({rules.space})")
+        if value.ndim == 0 or len(value) != self.rows:
+            raise ReleaseError(name, None, f"has shape {value.shape}, but {self.rows} rows were asked")
+        width = value.shape[-1] if value.ndim > 1 else 1
+        vectors = value.reshape(math.prod(value.shape[:-1]) if value.ndim > 1 else len(value), width)
+        if not np.shares_memory(vectors, value) and value.size:
+            raise ReleaseError(name, None, "is not contiguous")
+        program = self._programs.get(name, self._tier, width)
+        nonces, question = self._nonces_for(name, program)
+        task = Task(program, vectors, self.rows, nonces, question)
+        promise = program.pipeline.guarantee(width, value.dtype.itemsize)
+        most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
+        costs = [promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)]
+        self.entries.append((name, task, np.array([*costs, most.get(rules.space, 0.0)])))
+
+    def _nonces_for(self, name: str, program: Program) -> tuple[NDArray[np.uint32], Question | None]:
+        """Room for the nonces, shared by all outputs keyed on the input; the first of them has the kernel fill it."""
+        if not program.keyed_by_input:
+            nonces = np.zeros((self.rows, 3), np.uint32)
+            if program.fresh:
+                self._fresh.append(nonces)
+            return nonces, None
+        if self._nonces is not None:
+            return self._nonces, None
+        if not self._inputs:
+            raise InputError(
+                f"output {name!r} has noise keyed on the input: pass inputs= (a dict of arrays), "
+                'or use key = "cell" or key = "fresh" in the policy'
+            )
+        key = self._programs.key
+        assert key is not None
+        self._nonces = np.zeros((self.rows, 3), np.uint32)
+        inputs = {n: _canonical(np.asarray(a)) for n, a in self._inputs.items()}
+        self._question = Question(key, self._programs.model_digest, inputs, self.rows)
+        return self._nonces, self._question
+
+    def harden(self) -> None:
+        """Harden every output in place. Raises ReleaseError; what is in the arrays then is unfit for release."""
+        for nonces in self._fresh:
+            nonces[...] = np.frombuffer(secrets.token_bytes(nonces.nbytes), "<u4").reshape(nonces.shape)
+        for name, task, _ in self.entries:
+            if task is not None and (status := task.run()):
+                raise ReleaseError(name, task.row_of(status), opcodes.PROBLEMS[status % 8])
+        for name, scores in self._maps.items():
+            keys = [list(m) for m in self.outputs[name]]
+            self.outputs[name] = [dict(zip(k, row, strict=True)) for k, row in zip(keys, scores.tolist(), strict=True)]
+        for name, label, rules in self._derived:
+            self.outputs[label] = _labels(name, label, rules, self.outputs[label], self.outputs[name])
+
+    def wipe(self) -> None:
+        """Overwrite whatever scores are still held."""
+        for value in (*self.outputs.values(), *self._maps.values()):
+            if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "fiu":
+                value.fill(0)
+        self.outputs = {}
+
+
+def _canonical(array: NDArray[Any]) -> NDArray[Any]:
+    """Little-endian and contiguous; text, whose length varies, as 32 bytes that stand for it (BLAKE2b)."""
+    if array.dtype.kind in "OSU":
+        digests = [hashlib.blake2b(v if isinstance(v, bytes) else str(v).encode(), digest_size=32) for v in array.flat]
+        return np.frombuffer(b"".join(d.digest() for d in digests), np.uint8).reshape(*array.shape, 32)
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(array.shape)
+
+
+def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:
+    """Scores of a sequence of maps from class to score, as scikit-learn converters write it."""
+    keys = list(maps[0]) if maps and isinstance(maps[0], dict) else []
+    if any(not isinstance(m, dict) or list(m) != keys for m in maps):
+        raise ReleaseError(name, None, "is a list, but not of maps over the same classes")
+    return np.array([list(m.values()) for m in maps], np.float32).reshape(len(maps), len(keys))
+
+
+def _labels(name: str, label: str, rules: Output, raw: Any, released: Any) -> NDArray[Any]:
+    """The arg-max of the released scores, in the shape and dtype of the model's own labels; in place if it can be."""
+    raw = np.asarray(raw)
+    classes: Any = rules.classes
+    if isinstance(released, list):
+        classes = classes or (tuple(released[0]) if released else ())
+        scores = np.array([list(m.values()) for m in released])
+    else:
+        scores = released
+    if classes is None:
+        if raw.dtype.kind not in "iu":
+            raise ReleaseError(label, None, f"holds {raw.dtype} labels: name them in outputs.{name}.classes")
+        classes = range(scores.shape[-1])
+    if len(scores) and scores.shape[-1] != len(classes):
+        raise ReleaseError(label, None, f"{name!r} has {scores.shape[-1]} classes, the policy names {len(classes)}")
+    chosen = scores.reshape(-1, max(1, len(classes))).argmax(axis=1)
+    values = np.array(list(classes), raw.dtype if raw.dtype.kind in "iu" else object)
+    answer = np.asarray(values[chosen].reshape(raw.shape))
+    if raw.flags.writeable and raw.dtype == answer.dtype:
+        raw[...] = answer
+        return raw
+    return answer

@@ -1,0 +1,72 @@
+"""Entries in the clients' table. These kernels keep the interpreter's lock, which makes each one atomic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from hardening.kernels.lanes import device, pointer
+from hardening.kernels.opcodes import Job
+from hardening.kernels.program import SUMMARY
+
+HISTOGRAM_BINS = 8
+#: Label counts kept per client; classes beyond share bins, which the code length accounts for.
+LABEL_BINS = 32
+CELL_BITS = 12
+
+#: One client. Fields of a kind stand together, so that a kernel sees each kind as one array.
+ROW = np.dtype(
+    [
+        ("queries", np.int64),
+        ("observed", np.int64),
+        ("classes", np.int64),
+        ("bits", np.float64),
+        ("rho", np.float64),
+        ("entropy", np.float64),
+        ("histogram", np.uint32, HISTOGRAM_BINS),
+        ("labels", np.uint32, LABEL_BINS),
+        ("cells", np.uint8, (1 << CELL_BITS) // 8),
+    ]
+)
+_SIZE = ROW.itemsize
+_REALS, _HISTOGRAM, _LABELS, _CELLS = (int(ROW.fields[f][1]) for f in ("bits", "histogram", "labels", "cells"))  # type: ignore[index]
+
+
+@device
+def _counts(table: int, slot: int) -> Any:
+    return carray(pointer(table + slot * _SIZE), (3,), np.int64)
+
+
+def charge(table: int, slot: int, rows: int) -> None:
+    """Count `rows` queries of the client at `slot`; `table` is the address of an array of `ROW`."""
+    _counts(table, slot)[0] += rows
+
+
+def settle(table: int, slot: int, job: Any, costs: Any) -> None:
+    """Enter one answer: what it cost and what its rows were like.
+
+    Args:
+        job: int64, see `opcodes.Job`; its summary is read.
+        costs: float64 ``(3,)``: bits and rho of the whole answer, largest possible entropy of a row in bits.
+    """
+    base, vectors = table + slot * _SIZE, job[Job.VECTORS]
+    counts, reals = _counts(table, slot), carray(pointer(base + _REALS), (3,), np.float64)
+    histogram = carray(pointer(base + _HISTOGRAM), (HISTOGRAM_BINS,), np.uint32)
+    labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
+    cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
+    summary = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
+    reals[0] += costs[0]
+    reals[1] += costs[1]
+    if job[Job.WIDTH] == 0:
+        return
+    counts[1] += vectors
+    counts[2] = max(counts[2], job[Job.WIDTH])
+    scale = HISTOGRAM_BINS / costs[2] if costs[2] > 0.0 else 0.0
+    for v in range(vectors):
+        entropy, label, cell = summary[v, 0], np.int64(summary[v, 1]), np.int64(summary[v, 2])
+        reals[2] += entropy
+        histogram[min(np.int64(entropy * scale), HISTOGRAM_BINS - 1)] += np.uint32(1)
+        labels[label % LABEL_BINS] += np.uint32(1)
+        cells[cell >> 3] |= np.uint8(1 << (cell & 7))

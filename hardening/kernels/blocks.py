@@ -1,0 +1,236 @@
+"""A block of rows in lanes, and what has to look at a whole row: sums, extremes, order statistics.
+
+A block lies in memory in one of two ways. *Narrow*: eight rows side by side, one in each lane. *Wide*: one row folded
+over the eight lanes. Everything is written once for both: whatever a row has one of - its sum, its top class - is held
+in every lane that the row occupies. Sums that decide what is released run over integers or multiples of a power of two;
+they are exact, so both ways give the same answer bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from hardening.kernels.lanes import (
+    WIDTH,
+    across_max,
+    across_min,
+    across_sum,
+    columns,
+    device,
+    fill,
+    gather,
+    halfway,
+    lane,
+    larger,
+    load,
+    next_up,
+    rint,
+    scatter,
+    smaller,
+    some,
+    store,
+    where,
+)
+
+#: Larger than anything that a row may hold.
+HUGE = 1e300
+SUM_GRID = 2.0**40
+#: Up to this many classes, order statistics are found by comparing all pairs.
+PAIRS = 16
+
+
+class Block(NamedTuple):
+    """Rows in lanes.
+
+    Attributes:
+        w, residual, marks: float64 arrays of ``8 * m``: the scores, and two to work with.
+        n: classes. m: vectors of eight that the scores take.
+        wide: one row in all lanes, or a row in each.
+        last: mask of the lanes that are in use in the last vector.
+        column: column of each lane in the first vector, as floats; `stride`: columns from one vector to the next.
+        step, offset: column c of this lane's row is at ``c * step + offset`` in the arrays.
+    """
+
+    w: Any
+    residual: Any
+    marks: Any
+    n: int
+    m: int
+    wide: bool
+    last: Any
+    column: Any
+    stride: float
+    step: float
+    offset: Any
+
+
+@device
+def block(w: Any, residual: Any, marks: Any, n: int, wide: bool) -> Block:
+    """An empty block for rows of n > 0 classes."""
+    if wide:
+        m = (n + WIDTH - 1) // WIDTH
+        used = columns(WIDTH * (m - 1)) < float(n)
+        return Block(w, residual, marks, n, m, wide, used, columns(0), 8.0, 1.0, fill(0.0))
+    return Block(w, residual, marks, n, n, wide, fill(0.0) < 1.0, fill(0.0), 1.0, 8.0, columns(0))
+
+
+@device
+def place(b: Block, column: Any) -> Any:
+    """Where `column` of each lane's row is in the arrays."""
+    return column * b.step + b.offset
+
+
+@device
+def largest(b: Block, a: Any) -> Any:
+    m = fill(-HUGE)
+    for i in range(b.m - 1):
+        m = larger(m, load(a, i))
+    m = larger(m, where(b.last, load(a, b.m - 1), m))
+    return across_max(m) if b.wide else m
+
+
+@device
+def smallest(b: Block, a: Any) -> Any:
+    m = fill(HUGE)
+    for i in range(b.m - 1):
+        m = smaller(m, load(a, i))
+    m = smaller(m, where(b.last, load(a, b.m - 1), m))
+    return across_min(m) if b.wide else m
+
+
+@device
+def first_equal(b: Block, a: Any, value: Any) -> Any:
+    """First column that holds `value`; n if there is none."""
+    first, column = fill(float(b.n)), b.column
+    for i in range(b.m):
+        first = smaller(first, where(load(a, i) == value, column, first))
+        column = column + b.stride
+    return across_min(first) if b.wide else first
+
+
+@device
+def first_argmax(b: Block, a: Any) -> Any:
+    return first_equal(b, a, largest(b, a))
+
+
+@device
+def plain_sum(b: Block, a: Any) -> Any:
+    """Sum of integers, or of multiples of one power of two: exact while it stays below 2**53 of them."""
+    s = fill(0.0)
+    for i in range(b.m - 1):
+        s = s + load(a, i)
+    s = s + where(b.last, load(a, b.m - 1), fill(0.0))
+    return across_sum(s) if b.wide else s
+
+
+@device
+def exact_sum(b: Block, a: Any) -> Any:
+    """Sum in fixed point: exact and order-free while it stays below 2**13."""
+    s = fill(0.0)
+    for i in range(b.m - 1):
+        s = s + rint(load(a, i) * SUM_GRID)
+    s = s + where(b.last, rint(load(a, b.m - 1) * SUM_GRID), fill(0.0))
+    s = across_sum(s) if b.wide else s
+    return s / SUM_GRID
+
+
+@device
+def count_above(b: Block, a: Any, t: Any) -> Any:
+    c, one, none = fill(0.0), fill(1.0), fill(0.0)
+    for i in range(b.m - 1):
+        c = c + where(load(a, i) > t, one, none)
+    c = c + where((load(a, b.m - 1) > t) & b.last, one, none)
+    return across_sum(c) if b.wide else c
+
+
+@device
+def sum_above(b: Block, a: Any, t: Any) -> tuple[Any, Any]:
+    """Sum and number of the entries above t; exact as `plain_sum` is."""
+    s, c, one, none = fill(0.0), fill(0.0), fill(1.0), fill(0.0)
+    for i in range(b.m - 1):
+        v = load(a, i)
+        above = v > t
+        s = s + where(above, v, none)
+        c = c + where(above, one, none)
+    v = load(a, b.m - 1)
+    above = (v > t) & b.last
+    s = s + where(above, v, none)
+    c = c + where(above, one, none)
+    return (across_sum(s), across_sum(c)) if b.wide else (s, c)
+
+
+@device
+def raise_top(b: Block, a: Any, top: Any) -> Any:
+    """Puts `top` ahead of its equals: its entry becomes the next larger float. Returns what it was."""
+    at = place(b, top)
+    before = gather(a, at)
+    scatter(a, at, next_up(before))
+    return before
+
+
+@device
+def _mark_by_pairs(b: Block, a: Any, r: Any) -> None:
+    """Each entry's rank, by comparing it with every other one; equals rank from left to right."""
+    one, none, column = fill(1.0), fill(0.0), b.column
+    for i in range(b.m):
+        v, rank = load(a, i), none
+        if b.wide:
+            for k in range(b.n):
+                other = fill(a[k])
+                ahead = (other > v) | ((other >= v) & (fill(float(k)) < column))
+                rank = rank + where(ahead, one, none)
+        else:
+            for k in range(i):
+                rank = rank + where(load(a, k) >= v, one, none)
+            for k in range(i + 1, b.n):
+                rank = rank + where(load(a, k) > v, one, none)
+        store(b.marks, i, where(rank < r, one, none))
+        column = column + b.stride
+
+
+@device
+def separator(b: Block, a: Any, r: Any) -> Any:
+    """A t with #{a > t} <= r <= #{a >= t}, for 0 < r < n; `HUGE` where r <= 0."""
+    wanted = r > 0.0
+    low, high = smallest(b, a), largest(b, a)
+    found = count_above(b, a, low) <= r
+    t = where(found, low, high)
+    active = wanted & ~found
+    while some(active):
+        middle = halfway(low, high)
+        active = active & (low < middle) & (middle < high)
+        c = count_above(b, a, middle)
+        hit = active & (c == r)
+        t = where(hit, middle, t)
+        active = active & ~hit
+        low = where(active & (c > r), middle, low)
+        high = where(active & (c < r), middle, high)
+        t = where(active, high, t)
+    return where(wanted, t, fill(HUGE))
+
+
+@device
+def mark_largest(b: Block, a: Any, r: Any) -> None:
+    """Puts 1 into `marks` for the r largest entries of `a`, of equals the leftmost, and 0 for the others."""
+    if b.n <= PAIRS:
+        _mark_by_pairs(b, a, r)
+        return
+    one, none = fill(1.0), fill(0.0)
+    t = separator(b, a, r)
+    for i in range(b.m):
+        store(b.marks, i, where(load(a, i) > t, one, none))
+    left = r - count_above(b, a, t)
+    if not some(left > 0.0):
+        return
+    if b.wide:
+        short, tie, j = lane(left, 0), lane(t, 0), 0
+        while short > 0.0 and j < b.n:
+            if a[j] == tie:
+                b.marks[j] = 1.0
+                short -= 1.0
+            j += 1
+        return
+    for i in range(b.m):
+        extra = where((load(a, i) == t) & (left > 0.0), one, none)
+        store(b.marks, i, load(b.marks, i) + extra)
+        left = left - extra
