@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
 from hardening.kernels import opcodes
+from hardening.kernels.opcodes import Job
 from hardening.noise import Key
 from hardening.pipeline import Program, Question, Task
 
@@ -64,8 +65,9 @@ class Answer:
         rows: int,
     ) -> None:
         self.outputs, self.rows = outputs, rows
-        #: For each output: its task, and float64 (3,): bits and rho of the answer, largest entropy of a row in bits.
-        self.entries: list[tuple[str, Task | None, NDArray[np.float64]]] = []
+        #: For each output: its task, and a job that says what to do and what the answer costs. An output that is
+        #: released as it is has no task; its job holds the costs alone.
+        self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
         self._programs, self._tier, self._inputs = programs, tier, inputs
         self._question: Question | None = None
         self._nonces: NDArray[np.uint32] | None = None
@@ -79,11 +81,15 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
+        #: Whether the kernels are all there is to do.
+        self.plain = not (self._derived or self._maps or self._fresh) and all(
+            t.in_place for _, t, _ in self.entries if t is not None
+        )
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
             bits = 8.0 * getattr(value, "nbytes", 8 * len(value) if hasattr(value, "__len__") else 8)
-            self.entries.append((name, None, np.array([bits, 0.0, 0.0])))
+            self.entries.append((name, None, _priced(np.zeros(opcodes.JOB, np.int64), bits)))
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -101,8 +107,8 @@ class Answer:
         task = Task(program, vectors, self.rows, nonces, question)
         promise = program.pipeline.guarantee(width, value.dtype.itemsize)
         most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
-        costs = [promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)]
-        self.entries.append((name, task, np.array([*costs, most.get(rules.space, 0.0)])))
+        bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)
+        self.entries.append((name, task, _priced(task.job, bits, rho, most.get(rules.space, 0.0))))
 
     def _nonces_for(self, name: str, program: Program) -> tuple[NDArray[np.uint32], Question | None]:
         """Room for the nonces, shared by all outputs keyed on the input; the first of them has the kernel fill it."""
@@ -125,13 +131,19 @@ class Answer:
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self._nonces, self._question
 
-    def harden(self) -> None:
-        """Harden every output in place. Raises ReleaseError; what is in the arrays then is unfit for release."""
+    def prepare(self) -> None:
+        """Before the kernels run: fresh nonces, and copies of scores that they cannot work on."""
         for nonces in self._fresh:
             nonces[...] = np.frombuffer(secrets.token_bytes(nonces.nbytes), "<u4").reshape(nonces.shape)
-        for name, task, _ in self.entries:
-            if task is not None and (status := task.run()):
-                raise ReleaseError(name, task.row_of(status), opcodes.PROBLEMS[status % 8])
+        for _, task, _ in self.entries:
+            if task is not None:
+                task.fetch()
+
+    def complete(self) -> None:
+        """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
+        for _, task, _ in self.entries:
+            if task is not None:
+                task.put_back()
         for name, scores in self._maps.items():
             keys = [list(m) for m in self.outputs[name]]
             self.outputs[name] = [dict(zip(k, row, strict=True)) for k, row in zip(keys, scores.tolist(), strict=True)]
@@ -144,6 +156,12 @@ class Answer:
             if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "fiu":
                 value.fill(0)
         self.outputs = {}
+
+
+def _priced(job: NDArray[np.int64], bits: float, rho: float = 0.0, most_entropy: float = 0.0) -> NDArray[np.int64]:
+    floats = job.view(np.float64)
+    floats[Job.BITS], floats[Job.RHO], floats[Job.MOST_ENTROPY] = bits, rho, most_entropy
+    return job
 
 
 def _canonical(array: NDArray[Any]) -> NDArray[Any]:

@@ -8,6 +8,7 @@ share of cells of a secret sign-projection that were visited.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from typing import Any
@@ -58,8 +59,10 @@ class Clients:
         self._address = int(self._rows.ctypes.data)
         self._slots: dict[str, int] = {}
         self._opening = threading.Lock()
-        self._charge = kernels.entry(accounts.charge)
-        self._settle = kernels.entry(accounts.settle)
+        #: ``charge(slot, rows)``, ``serve(slot, job)`` and ``settle(slot, job)``, see `kernels.accounts`.
+        self.charge = functools.partial(kernels.entry(accounts.charge, "int64", "int64", "int64"), self._address)
+        self.serve = functools.partial(kernels.entry(accounts.serve, "int64", "int64", "int64[::1]"), self._address)
+        self.settle = functools.partial(kernels.entry(accounts.settle, "int64", "int64", "int64[::1]"), self._address)
         self.pooled = capacity
 
     def slot(self, client: str) -> int:
@@ -71,14 +74,6 @@ class Clients:
                 if slot < self.pooled:
                     self._slots[client] = slot
         return slot
-
-    def charge(self, slot: int, rows: int) -> None:
-        """Count `rows` queries."""
-        self._charge(self._address, slot, rows)
-
-    def settle(self, slot: int, job: NDArray[np.int64], costs: NDArray[np.float64]) -> None:
-        """Enter one answer, see `kernels.accounts.settle`."""
-        self._settle(self._address, slot, job, costs)
 
     def standing(self, client: str, tier: str) -> Standing:
         """A copy of what `client` has learnt; zeros for a client never seen."""

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,13 @@ from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
 from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
-from hardening.kernels.opcodes import JOB
+from hardening.kernels import opcodes
 from hardening.keys import load_key
+from hardening.pipeline import Task
 from hardening.types import Clock, Decision, Event, Sink, Standing
 
 _client: contextvars.ContextVar[str | None] = contextvars.ContextVar("hardening.client", default=None)
 CAPACITY = 16_384
-#: The job of an output that is released as it is: nothing ran, only its cost is entered.
-_NO_JOB = np.zeros(JOB, np.int64)
 
 
 @contextlib.contextmanager
@@ -60,6 +59,7 @@ class Guard:
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "")
         self._clients = Clients(CAPACITY)
+        self._charge, self._serve, self._settle = self._clients.charge, self._clients.serve, self._clients.settle
         self._decisions: dict[str, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
@@ -109,7 +109,7 @@ class Guard:
         decision = self._decisions.get(name) if isinstance(name, str) else None
         if decision is None or decision.rows != rows:
             decision = self._decide(name, rows)
-        self._clients.charge(decision.slot, rows)
+        self._charge(decision.slot, rows)
         return decision
 
     def _decide(self, name: Any, rows: int) -> Decision:
@@ -182,15 +182,29 @@ class Guard:
         Raises ReleaseError; the answer is then wiped and nothing is released.
         """
         try:
-            answer.harden()
-            for _, task, costs in answer.entries:
-                self._clients.settle(decision.slot, _NO_JOB if task is None else task.job, costs)
+            if not answer.plain:
+                answer.prepare()
+            for name, task, job in answer.entries:
+                if task is None or task.small:
+                    status = self._serve(decision.slot, job)
+                else:
+                    status = task.run()
+                    if not status:
+                        self._settle(decision.slot, job)
+                if status:
+                    self._refuse(name, task, status)
+            if not answer.plain:
+                answer.complete()
             return
         except Exception as problem:
             names = ", ".join(answer.outputs)
             answer.wipe()
             failure = self._failed(decision, names, problem)
         raise failure
+
+    def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
+        row = None if task is None else task.row_of(status)
+        raise ReleaseError(name, row, opcodes.PROBLEMS[status % 8])
 
     def _failed(self, decision: Decision, names: str, problem: Exception) -> HardeningError:
         """The error to raise, without traceback or context: the frames behind it hold raw scores."""

@@ -23,6 +23,8 @@ from hardening.types import Guarantee, OutputSpace, SpaceKind
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
 CELL_BITS = 12
 CELLS = 1 << CELL_BITS
+#: Up to this many scores (some 50 microseconds) an answer is hardened without letting go of the interpreter's lock.
+SMALL = 1 << 14
 
 
 def declared_space(kind: SpaceKind) -> OutputSpace:
@@ -177,7 +179,7 @@ class Program:
 
 
 class Task:
-    """One output's scores, tied to a program: `run` hardens them in place, as often as they are filled anew.
+    """One output's scores, tied to a program: hardened in place, as often as they are filled anew.
 
     Args:
         scores: float16, float32 or float64 ``(vectors, width)``; copied in and out if the kernel cannot work in place.
@@ -194,13 +196,13 @@ class Task:
         nonces: NDArray[np.uint32],
         question: Question | None = None,
     ) -> None:
-        from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS, SCRATCH_WORDS, SUMMARY, run
+        from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS, SCRATCH_WORDS, SUMMARY
 
-        self._kernel = kernels.entry(run)
         self.program, self.rows, self.question = program, rows, question
         self._scores = self._work = scores
         if scores.dtype not in (np.float32, np.float64) or not scores.flags.c_contiguous or not scores.flags.writeable:
             self._work = np.empty(scores.shape, np.float32 if scores.dtype == np.float32 else np.float64)
+        self.in_place, self.small = self._work is scores, scores.size <= SMALL
         vectors, width = scores.shape
         vector_words = lanes_room(width)
         numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)
@@ -221,14 +223,24 @@ class Task:
             self.job[Job.INPUT_TABLE], self.job[Job.INPUTS] = question.table.ctypes.data, len(question.table)
             self.job[Job.TAG_KEY], self.job[Job.ROW_WORDS] = question.key.ctypes.data, question.words
 
-    def run(self) -> int:
-        """Harden; returns the kernel's status, 0 if all went well."""
-        if self._work is self._scores:
-            return int(self._kernel(self.job))
-        self._work[...] = self._scores
-        status = int(self._kernel(self.job))
-        if status == 0:
+    def fetch(self) -> None:
+        """Copy the scores to where the kernel works, if it cannot work on them."""
+        if not self.in_place:
+            self._work[...] = self._scores
+
+    def put_back(self) -> None:
+        """Copy the hardened scores back, if need be."""
+        if not self.in_place:
             self._scores[...] = self._work
+
+    def run(self) -> int:
+        """Harden, on its own; returns the kernel's status, 0 if all went well."""
+        from hardening.kernels.program import run
+
+        self.fetch()
+        status = int(kernels.entry(run, "int64[::1]", nogil=True)(self.job))
+        if status == 0:
+            self.put_back()
         return status
 
     def row_of(self, status: int) -> int:
@@ -278,7 +290,7 @@ def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
 
 
 def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.float64]:
-    """Secret signs behind the cells that coverage counts, for `kernels.summary.cells`; known to nobody without the key."""
+    """Secret signs behind the cells that coverage counts, for `kernels.summary.cells_of`."""
     from hardening.kernels.summary import FOLD, WIDTH
 
     purpose = ("coverage", model_digest, output)

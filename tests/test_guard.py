@@ -15,7 +15,7 @@ import hardening
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
 from hardening.config import KeySource, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
-from hardening.kernels.opcodes import JOB
+from hardening.kernels.opcodes import JOB, Job
 from hardening.transforms import Gaussian, LabelOnly, Project, Round, TopK, Types
 
 NOISY = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
@@ -206,10 +206,11 @@ def test_entropies_against_known_answers() -> None:
 def test_the_table_is_bounded_and_forgets_nothing() -> None:
     clients = Clients(capacity=100)
     nothing = np.zeros(JOB, np.int64)
+    nothing.view(np.float64)[Job.BITS] = 2.0
     for i in range(1000):
         slot = clients.slot(f"client-{i}")
         clients.charge(slot, 1)
-        clients.settle(slot, nothing, np.array([2.0, 0.0, 0.0]))
+        clients.settle(slot, nothing)
     assert clients.standing("client-0", "normal").queries == 1
     assert clients.standing("client-99", "normal").bits == 2.0
     pooled = clients.standing(POOLED, "normal")

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger("hardening.kernels")
 
 
 @functools.cache
@@ -35,16 +39,24 @@ def cache_directory() -> Path | None:
 
 
 @functools.cache
-def entry(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled on first call for the types it is given, with its machine code kept for the next process."""
+def entry(function: Callable[..., Any], *arguments: str, nogil: bool = False) -> Callable[..., Any]:
+    """`function` compiled for `arguments` (numba types, such as ``int64[::1]``), its machine code kept on disk.
+
+    With `nogil` it runs without the interpreter's lock. What is returned skips numba's look-up of types, which costs as
+    much as hardening a row; it raises TypeError for arguments of other types.
+    """
     import numba
 
-    directory = cache_directory()
-    if directory is None:
-        return numba.njit(function)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(directory)
+    signature = f"({', '.join(arguments)},)"
+    directory, before, start = cache_directory(), numba.config.CACHE_DIR, time.perf_counter()
+    if directory is not None:
+        numba.config.CACHE_DIR = str(directory)
     try:
-        return numba.njit(cache=True)(function)
+        compiled = numba.njit(signature, cache=directory is not None, nogil=nogil)(function)
     finally:
         numba.config.CACHE_DIR = before
+    kept = sum(compiled.stats.cache_hits.values())
+    took = time.perf_counter() - start
+    _log.info("%s %s in %.1f s", "loaded" if kept else "compiled", function.__name__, took)
+    (overload,) = compiled.overloads.values()
+    return getattr(overload, "entry_point", compiled)

@@ -9,7 +9,7 @@ from numba import carray
 
 from hardening.kernels.lanes import device, pointer
 from hardening.kernels.opcodes import Job
-from hardening.kernels.program import SUMMARY
+from hardening.kernels.program import SUMMARY, harden
 
 HISTOGRAM_BINS = 8
 #: Label counts kept per client; classes beyond share bins, which the code length accounts for.
@@ -44,26 +44,36 @@ def charge(table: int, slot: int, rows: int) -> None:
     _counts(table, slot)[0] += rows
 
 
-def settle(table: int, slot: int, job: Any, costs: Any) -> None:
-    """Enter one answer: what it cost and what its rows were like.
+def serve(table: int, slot: int, job: Any) -> int:
+    """Harden the scores of `job` and, if all went well, `settle`; returns the status of `program.run`."""
+    status = harden(job)
+    if status == 0:
+        enter(table, slot, job)
+    return status
 
-    Args:
-        job: int64, see `opcodes.Job`; its summary is read.
-        costs: float64 ``(3,)``: bits and rho of the whole answer, largest possible entropy of a row in bits.
-    """
+
+def settle(table: int, slot: int, job: Any) -> None:
+    """Enter one answer that is hardened already: what it cost and what its rows were like."""
+    enter(table, slot, job)
+
+
+@device
+def enter(table: int, slot: int, job: Any) -> None:
     base, vectors = table + slot * _SIZE, job[Job.VECTORS]
     counts, reals = _counts(table, slot), carray(pointer(base + _REALS), (3,), np.float64)
     histogram = carray(pointer(base + _HISTOGRAM), (HISTOGRAM_BINS,), np.uint32)
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
     summary = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
-    reals[0] += costs[0]
-    reals[1] += costs[1]
+    costs = job.view(np.float64)
+    reals[0] += costs[Job.BITS]
+    reals[1] += costs[Job.RHO]
     if job[Job.WIDTH] == 0:
         return
     counts[1] += vectors
     counts[2] = max(counts[2], job[Job.WIDTH])
-    scale = HISTOGRAM_BINS / costs[2] if costs[2] > 0.0 else 0.0
+    most = costs[Job.MOST_ENTROPY]
+    scale = HISTOGRAM_BINS / most if most > 0.0 else 0.0
     for v in range(vectors):
         entropy, label, cell = summary[v, 0], np.int64(summary[v, 1]), np.int64(summary[v, 2])
         reals[2] += entropy

@@ -1,10 +1,10 @@
 """Eight numbers side by side, as a type that kernels can compute with.
 
-numba leaves vectorising to LLVM's judgement, which a select, a rounding or a 32-bit integer is enough to spoil. Here the
-vector is a value: ``load``, ``store``, arithmetic, comparisons and ``where`` each become one instruction where the
+numba leaves vectorising to LLVM's judgement, which a select, a rounding or a 32-bit integer is enough to spoil. Here
+the vector is a value: ``load``, ``store``, arithmetic, comparisons and ``where`` each become one instruction where the
 machine has it, or a few where it has not, with the same IEEE 754 result bit for bit on every machine.
 
-Kinds: `FLOATS` (float64), `WORDS` (uint32), `LONGS` (uint64) and `MASK` (one bit each), eight of each.
+Kinds: `FLOATS` (float64), `LONGS` (uint64) and `MASK` (one bit each), eight of each, and `WORDS`, sixteen uint32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _LanesModel(models.PrimitiveModel):
 
 FLOATS = LanesType("Floats", ir.VectorType(_DOUBLE, WIDTH))
 MASK = LanesType("Mask", ir.VectorType(_I1, WIDTH))
-WORDS = LanesType("Words", ir.VectorType(_I32, WIDTH))
+WORDS = LanesType("Words", ir.VectorType(_I32, 2 * WIDTH))
 LONGS = LanesType("Longs", ir.VectorType(_I64, WIDTH))
 #: One unsigned integer modulo 2**128.
 INT128 = LanesType("Int128", _I128)
@@ -79,10 +79,12 @@ def _vector(element: ir.Type) -> ir.Type:
     return ir.VectorType(element, WIDTH)
 
 
-def _repeat(b: ir.IRBuilder, x: Any) -> Any:
-    vector = _vector(x.type)
+def _repeat(b: ir.IRBuilder, x: Any, width: int = WIDTH) -> Any:
+    vector = ir.VectorType(x.type, width)
     first = b.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(_I32, 0))
-    return b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(_vector(_I32), [0] * WIDTH))
+    return b.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, width), [0] * width)
+    )
 
 
 def _call(name: str, b: ir.IRBuilder, *values: Any) -> Any:
@@ -253,13 +255,20 @@ overload(operator.invert)(_overload_invert)
 @define(WORDS, types.uint32)
 def repeat(b: ir.IRBuilder, x: Any) -> Any:
     """The same word in every lane."""
-    return _repeat(b, x)
+    return _repeat(b, x, 2 * WIDTH)
 
 
 @define(WORDS, types.uint32)
 def count_from(b: ir.IRBuilder, first: Any) -> Any:
-    """first, first + 1, ..., first + 7, modulo 2**32."""
-    return b.add(_repeat(b, first), ir.Constant(_vector(_I32), list(range(WIDTH))))
+    """first, first + 1, ..., first + 15, modulo 2**32."""
+    return b.add(_repeat(b, first, 2 * WIDTH), ir.Constant(WORDS.representation, list(range(2 * WIDTH))))
+
+
+@define(WORDS, types.uint32)
+def count_twice(b: ir.IRBuilder, first: Any) -> Any:
+    """first in lanes 0 to 7, first + 1 in lanes 8 to 15, modulo 2**32."""
+    steps = ir.Constant(WORDS.representation, [0] * WIDTH + [1] * WIDTH)
+    return b.add(_repeat(b, first, 2 * WIDTH), steps)
 
 
 @define(WORDS, WORDS, WORDS)
@@ -270,7 +279,7 @@ def add_words(b: ir.IRBuilder, x: Any, y: Any) -> Any:
 def _xor_rotate(bits: int) -> Any:
     def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
         mixed = b.xor(x, y)
-        return _call("llvm.fshl.v8i32", b, mixed, mixed, ir.Constant(_vector(_I32), [bits] * WIDTH))
+        return _call("llvm.fshl.v16i32", b, mixed, mixed, ir.Constant(x.type, [bits] * 2 * WIDTH))
 
     emit.__name__ = f"xor_rotate_{bits}"
     return define(WORDS, WORDS, WORDS)(emit)
@@ -365,10 +374,12 @@ def load_longs(_context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def load_words(_context: Any, array: Any, index: Any) -> Any:
-    """Elements 8 * index and on of a uint32 array."""
+    """Elements 8 * index to 8 * index + 7 of a uint32 array, twice."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return b.load(_place(context, b, signature.args[0], *args, WORDS.representation), align=4)
+        eight = b.load(_place(context, b, signature.args[0], *args, _vector(_I32)), align=4)
+        twice = ir.Constant(WORDS.representation, [*range(WIDTH), *range(WIDTH)])
+        return b.shuffle_vector(eight, ir.Constant(eight.type, ir.Undefined), twice)
 
     return WORDS(array, types.int64), codegen
 
@@ -469,11 +480,19 @@ def numbers(b: ir.IRBuilder, x: Any) -> Any:
     return b.sitofp(x, FLOATS.representation)
 
 
-@define(LONGS, WORDS, WORDS)
-def join(b: ir.IRBuilder, low: Any, high: Any) -> Any:
-    """64-bit integers from their halves."""
-    wide = LONGS.representation
-    return b.or_(b.zext(low, wide), b.shl(b.zext(high, wide), _repeat(b, ir.Constant(_I64, 32))))
+def _join(first: int) -> Any:
+    def emit(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+        chosen = ir.Constant(_vector(_I32), list(range(first, first + WIDTH)))
+        halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in (low, high)]
+        low, high = (b.zext(x, LONGS.representation) for x in halves)
+        return b.or_(low, b.shl(high, _repeat(b, ir.Constant(_I64, 32))))
+
+    emit.__name__ = f"join_{first}"
+    return define(LONGS, WORDS, WORDS)(emit)
+
+
+#: 64-bit integers from their low and high halves, of lanes 0 to 7 and of lanes 8 to 15.
+join_first, join_second = _join(0), _join(WIDTH)
 
 
 @define(types.float64, FLOATS, types.int64)
@@ -500,6 +519,27 @@ def _across(combine: Callable[..., Any]) -> Any:
 across_sum = _across(lambda b, x, y: b.fadd(x, y))
 across_max = _across(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 across_min = _across(lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
+
+
+def _butterfly(distance: int) -> Any:
+    def emit(b: ir.IRBuilder, x: Any) -> Any:
+        partner = ir.Constant(_vector(_I32), [i ^ distance for i in range(WIDTH)])
+        other = b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), partner)
+        second = ir.Constant(MASK.representation, [int(bool(i & distance)) for i in range(WIDTH)])
+        return b.select(second, b.fsub(other, x), b.fadd(x, other))
+
+    emit.__name__ = f"butterfly_{distance}"
+    return define(FLOATS, FLOATS)(emit)
+
+
+#: One stage of a Walsh-Hadamard transform across the lanes: x + y in the lower lane of each pair, x - y in the upper.
+butterfly_1, butterfly_2, butterfly_4 = map(_butterfly, (1, 2, 4))
+
+
+@define(types.int64, MASK)
+def bits(b: ir.IRBuilder, mask: Any) -> Any:
+    """The mask as a number; lane 0 is the lowest bit."""
+    return b.zext(b.bitcast(mask, _I8), _I64)
 
 
 # Functions for statistics ---------------------------------------------------------------------------------------

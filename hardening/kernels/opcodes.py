@@ -64,7 +64,7 @@ NAMES: Final = {
 
 
 class Job(IntEnum):
-    """Places in the array of 64-bit integers that a kernel is given: sizes, flags and addresses.
+    """Places in the array of 64-bit integers that a kernel is given: sizes, flags, addresses, and floats by their bits.
 
     One array costs less to pass than a dozen; whoever builds it keeps what it points at alive.
     """
@@ -98,6 +98,9 @@ class Job(IntEnum):
     INPUTS = 26
     TAG_KEY = 27  # uint64, key of the hash of input rows
     ROW_WORDS = 28
+    BITS = 29  # float64: bits that the whole answer can carry
+    RHO = 30  # float64: privacy loss of the whole answer
+    MOST_ENTROPY = 31  # float64: largest possible entropy of a row, in bits
 
 
 JOB: Final = len(Job)

@@ -1,7 +1,7 @@
-"""ChaCha20 (RFC 8439) for eight blocks side by side, and the integers of a noise table drawn from its keystream.
+"""ChaCha20 (RFC 8439) for sixteen blocks side by side, and the integers of a noise table drawn from its keystream.
 
-The lanes of one call either belong to eight rows, each with a nonce of its own, or to eight consecutive blocks of one
-row; the stream of a row is the same in both.
+The blocks of one call are either two of each of eight rows, each with a nonce of its own, or sixteen consecutive ones
+of one row; the stream of a row is the same in both.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 @device
 def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
-    """Eight blocks.
+    """Sixteen blocks.
 
     Args:
         key: uint32 ``(8,)``, the same for all.
         counter, n0, n1, n2: words, one per lane.
-        out: uint64 ``(64,)``; element ``8 * j + l`` becomes 64-bit word j of lane l's block.
+        out: uint64 ``(128,)``; element ``64 * h + 8 * j + l`` becomes 64-bit word j of the block in lane 8 h + l.
     """
     c0, c1, c2, c3 = repeat(_C0), repeat(_C1), repeat(_C2), repeat(_C3)
     k0, k1, k2, k3 = repeat(key[0]), repeat(key[1]), repeat(key[2]), repeat(key[3])
@@ -63,14 +63,20 @@ def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
         x1, x6, x11, x12 = _quarter(x1, x6, x11, x12)
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
-    lanes.store(out, 0, lanes.join(add_words(x0, c0), add_words(x1, c1)))
-    lanes.store(out, 1, lanes.join(add_words(x2, c2), add_words(x3, c3)))
-    lanes.store(out, 2, lanes.join(add_words(x4, k0), add_words(x5, k1)))
-    lanes.store(out, 3, lanes.join(add_words(x6, k2), add_words(x7, k3)))
-    lanes.store(out, 4, lanes.join(add_words(x8, k4), add_words(x9, k5)))
-    lanes.store(out, 5, lanes.join(add_words(x10, k6), add_words(x11, k7)))
-    lanes.store(out, 6, lanes.join(add_words(x12, counter), add_words(x13, n0)))
-    lanes.store(out, 7, lanes.join(add_words(x14, n1), add_words(x15, n2)))
+    _store(out, 0, add_words(x0, c0), add_words(x1, c1))
+    _store(out, 1, add_words(x2, c2), add_words(x3, c3))
+    _store(out, 2, add_words(x4, k0), add_words(x5, k1))
+    _store(out, 3, add_words(x6, k2), add_words(x7, k3))
+    _store(out, 4, add_words(x8, k4), add_words(x9, k5))
+    _store(out, 5, add_words(x10, k6), add_words(x11, k7))
+    _store(out, 6, add_words(x12, counter), add_words(x13, n0))
+    _store(out, 7, add_words(x14, n1), add_words(x15, n2))
+
+
+@device
+def _store(out: Any, word: int, low: Any, high: Any) -> None:
+    lanes.store(out, word, lanes.join_first(low, high))
+    lanes.store(out, BLOCK + word, lanes.join_second(low, high))
 
 
 @device

@@ -17,6 +17,7 @@ from hardening.kernels.lanes import (
     WIDTH,
     add_words,
     count_from,
+    count_twice,
     device,
     fabs,
     fill,
@@ -27,7 +28,6 @@ from hardening.kernels.lanes import (
     load_longs,
     load_words,
     pointer,
-    repeat,
     rint,
     some,
     store,
@@ -40,10 +40,12 @@ from hardening.kernels.opcodes import Job
 MOST_STEPS = 2.0**50
 #: Rows of at most this many classes may be taken eight at a time.
 NARROW = 64
-#: uint64 scratch of `run` beside the words of a row: keystream twice, nonces and counters of a block.
-SCRATCH_WORDS = 8 * prf.BLOCK * 2 + 40
+#: uint64 words of keystream that are made at a time.
+KEYSTREAM = 2 * WIDTH * prf.BLOCK
+#: uint64 scratch of `run` beside the words of a row: keystream, one block of it, and the nonces of eight rows, twice.
+SCRATCH_WORDS = KEYSTREAM + prf.BLOCK + 40
 #: float64 scratch of `run` for each class, in vectors; and beside that.
-SCRATCH_VECTORS, SCRATCH_NUMBERS = 3, (summary.FOLD + 2) * WIDTH
+SCRATCH_VECTORS, SCRATCH_NUMBERS = 3, summary.FOLD * WIDTH
 #: Columns of the summary: entropy of the clean row in bits, released label, cell.
 SUMMARY = 3
 
@@ -86,17 +88,17 @@ def _add_noise(b: Block, p: Any, threshold: Any, alias: Any, key: Any, nonces: A
     n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
     if not b.wide:
         for i in range(b.m):
-            if i % prf.BLOCK == 0:
-                prf.blocks(key, add_words(first, repeat(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
-            _draw(b, i, raw, i % prf.BLOCK, p, threshold, alias)
+            if i % (2 * prf.BLOCK) == 0:
+                prf.blocks(key, add_words(first, count_twice(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
+            _draw(b, i, raw, i % (2 * prf.BLOCK), p, threshold, alias)
         return problem
     for i in range(b.m):
-        k = i % WIDTH
+        k = i % (2 * WIDTH)
         if k == 0:
             prf.blocks(key, add_words(first, count_from(np.uint32(i))), n0, n1, n2, raw)
         for word in range(prf.BLOCK):  # lanes hold blocks, and a block's words are wanted side by side
-            raw[8 * prf.BLOCK + word] = raw[WIDTH * word + k]
-        _draw(b, i, raw, prf.BLOCK, p, threshold, alias)
+            raw[KEYSTREAM + word] = raw[k // WIDTH * 8 * prf.BLOCK + WIDTH * word + k % WIDTH]
+        _draw(b, i, raw, 2 * prf.BLOCK, p, threshold, alias)
     return problem
 
 
@@ -251,7 +253,7 @@ def _harden(job: Any) -> int:
     row = carray(pointer(job[Job.ROW]), (n + 1,), np.uint64)
     nonces = carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)
     out = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
-    raw, spare = words, words[8 * prf.BLOCK * 2 :].view(np.uint32)
+    raw, spare = words, words[KEYSTREAM + prf.BLOCK :].view(np.uint32)
     tolerance = float(job[Job.TOLERANCE]) * 1e-6
     first = 0
     while first < vectors:
@@ -263,7 +265,7 @@ def _harden(job: Any) -> int:
         own = first_argmax(b, b.w)
         top = own
         entropy = summary.clean_entropy(b, space, job[Job.LOGITS] > 0, largest(b, b.w))
-        cell = summary.cells(b, signs, numbers[SCRATCH_VECTORS * room :], job[Job.CELL_BITS])
+        cell = summary.cells_of(b, signs, numbers[SCRATCH_VECTORS * room :], job[Job.CELL_BITS])
         if not some(problem > 0.0):
             if job[Job.MECHANISMS] > 0:
                 _nonces_of(nonces, spare, first, per_row, n, wide)
@@ -282,7 +284,8 @@ def _harden(job: Any) -> int:
     return 0
 
 
-def run(job: Any) -> int:
+@device
+def harden(job: Any) -> int:
     """Harden the scores that `job` (int64, see `opcodes.Job`) points at, in place.
 
     Returns:
@@ -299,3 +302,8 @@ def run(job: Any) -> int:
     if job[Job.WIDTH] == 0 or job[Job.VECTORS] == 0:
         return 0
     return _harden(job)
+
+
+def run(job: Any) -> int:
+    """`harden` alone, for answers so large that other threads should not wait for it: it lets the lock go."""
+    return harden(job)

@@ -6,7 +6,22 @@ from typing import Any
 
 from hardening.kernels import opcodes
 from hardening.kernels.blocks import Block
-from hardening.kernels.lanes import WIDTH, across_sum, device, exp2, fill, larger, load, log2, store, where
+from hardening.kernels.lanes import (
+    WIDTH,
+    across_sum,
+    butterfly_1,
+    butterfly_2,
+    butterfly_4,
+    device,
+    exp2,
+    fill,
+    larger,
+    load,
+    log2,
+    store,
+    where,
+)
+from hardening.kernels.lanes import bits as mask_bits
 
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
@@ -65,39 +80,39 @@ def _turn(fold: Any, distance: int) -> None:
 
 
 @device
-def cells(b: Block, signs: Any, fold: Any, bits: int) -> Any:
+def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
     """The sign pattern of a secret random projection, `bits` of it, as a number.
 
     A locality-sensitive hash (Charikar 2002): the row is folded to 16 numbers with secret signs (`signs`, padded with
     zeros to whole vectors), turned by a Walsh-Hadamard transform (Ailon & Chazelle 2006) with the 16 more signs at its
     end, and read off by sign.
     """
-    for k in range(FOLD):
-        store(fold, k, fill(0.0))
+    more = (len(signs) - FOLD) // WIDTH
     if b.wide:
         even, odd = fill(0.0), fill(0.0)
         for i in range(0, b.m, 2):
             even = even + load(b.w, i) * load(signs, i)
             if i + 1 < b.m:
                 odd = odd + load(b.w, i + 1) * load(signs, i + 1)
-        store(fold, FOLD, even)
-        store(fold, FOLD + 1, odd)
-        for k in range(FOLD):
-            fold[WIDTH * k] = fold[WIDTH * FOLD + k]
-    else:
-        for i in range(b.m):
-            k = i % FOLD
-            store(fold, k, load(fold, k) + load(b.w, i) * signs[i])
+        even = butterfly_4(butterfly_2(butterfly_1(even * load(signs, more))))
+        odd = butterfly_4(butterfly_2(butterfly_1(odd * load(signs, more + 1))))
+        cell = mask_bits(even + odd > 0.0) + 256 * mask_bits(even - odd > 0.0)
+        return fill(float(cell % (1 << bits)))
+    for k in range(FOLD):
+        store(fold, k, fill(0.0))
+    for i in range(b.m):
+        k = i % FOLD
+        store(fold, k, load(fold, k) + load(b.w, i) * signs[i])
     for k in range(FOLD):
         store(fold, k, load(fold, k) * signs[len(signs) - FOLD + k])
     _turn(fold, 1)
     _turn(fold, 2)
     _turn(fold, 4)
     _turn(fold, 8)
-    cell, one, none = fill(0.0), fill(1.0), fill(0.0)
+    cells, one, none = fill(0.0), fill(1.0), fill(0.0)
     for k in range(bits):
-        cell = cell * 2.0 + where(load(fold, k) > 0.0, one, none)
-    return cell
+        cells = cells + where(load(fold, k) > 0.0, one, none) * float(1 << k)
+    return cells
 
 
 @device
