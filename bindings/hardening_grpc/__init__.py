@@ -1,0 +1,1 @@
+"""A hardened model behind gRPC: the Open Inference Protocol, with no generated stubs and no protobuf in the process."""
