@@ -7,7 +7,7 @@ Attributes have the names of the protocol's fields. Empty messages have no class
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, ClassVar
 
 from hardening_grpc.wire import Field, Message
 
@@ -15,7 +15,7 @@ from hardening_grpc.wire import Field, Message
 class Parameter(Message):
     """InferParameter: one of five kinds, of which at most one is not None."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("bool_param", "bool", oneof=True),
         2: Field("int64_param", "int64", oneof=True),
         3: Field("string_param", "string", oneof=True),
@@ -37,7 +37,7 @@ class Parameter(Message):
 class Contents(Message):
     """InferTensorContents: a flattened tensor, in the field of its datatype."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("bool_contents", "bool", repeated=True),
         2: Field("int_contents", "int32", repeated=True),
         3: Field("int64_contents", "int64", repeated=True),
@@ -63,7 +63,7 @@ _PARAMETERS = Field("parameters", "message", Parameter, mapping=True)
 class Tensor(Message):
     """InferInputTensor and InferOutputTensor."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("name", "string"),
         2: Field("datatype", "string"),
         3: Field("shape", "int64", repeated=True),
@@ -80,7 +80,7 @@ class Tensor(Message):
 class RequestedOutput(Message):
     """InferRequestedOutputTensor."""
 
-    FIELDS = {1: Field("name", "string"), 2: _PARAMETERS}
+    FIELDS: ClassVar = {1: Field("name", "string"), 2: _PARAMETERS}
     name: str
     parameters: dict[str, Parameter]
 
@@ -88,7 +88,7 @@ class RequestedOutput(Message):
 class InferRequest(Message):
     """ModelInferRequest."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("model_name", "string"),
         2: Field("model_version", "string"),
         3: Field("id", "string"),
@@ -109,7 +109,7 @@ class InferRequest(Message):
 class InferResponse(Message):
     """ModelInferResponse."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("model_name", "string"),
         2: Field("model_version", "string"),
         3: Field("id", "string"),
@@ -128,7 +128,7 @@ class InferResponse(Message):
 class ModelRequest(Message):
     """ModelReadyRequest and ModelMetadataRequest."""
 
-    FIELDS = {1: Field("name", "string"), 2: Field("version", "string")}
+    FIELDS: ClassVar = {1: Field("name", "string"), 2: Field("version", "string")}
     name: str
     version: str
 
@@ -136,14 +136,14 @@ class ModelRequest(Message):
 class Flag(Message):
     """ServerLiveResponse, ServerReadyResponse and ModelReadyResponse."""
 
-    FIELDS = {1: Field("value", "bool")}
+    FIELDS: ClassVar = {1: Field("value", "bool")}
     value: bool
 
 
 class ServerMetadata(Message):
     """ServerMetadataResponse."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("name", "string"),
         2: Field("version", "string"),
         3: Field("extensions", "string", repeated=True),
@@ -156,7 +156,7 @@ class ServerMetadata(Message):
 class TensorMetadata(Message):
     """ModelMetadataResponse.TensorMetadata; -1 in a shape is a size that varies."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("name", "string"),
         2: Field("datatype", "string"),
         3: Field("shape", "int64", repeated=True),
@@ -167,35 +167,33 @@ class TensorMetadata(Message):
 
 
 class ModelMetadata(Message):
-    """ModelMetadataResponse; its field 6, properties, has other types in other servers and is never sent."""
+    """ModelMetadataResponse; field 6 has a different type in every other server, so it is never sent."""
 
-    FIELDS = {
+    FIELDS: ClassVar = {
         1: Field("name", "string"),
         2: Field("versions", "string", repeated=True),
         3: Field("platform", "string"),
         4: Field("inputs", "message", TensorMetadata, repeated=True),
         5: Field("outputs", "message", TensorMetadata, repeated=True),
-        6: Field("properties", "string", mapping=True),
     }
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-    properties: dict[str, str]
 
 
 class HealthRequest(Message):
     """grpc.health.v1.HealthCheckRequest."""
 
-    FIELDS = {1: Field("service", "string")}
+    FIELDS: ClassVar = {1: Field("service", "string")}
     service: str
 
 
 class HealthResponse(Message):
     """grpc.health.v1.HealthCheckResponse; see `SERVING` and `NOT_SERVING`."""
 
-    FIELDS = {1: Field("status", "int32")}
+    FIELDS: ClassVar = {1: Field("status", "int32")}
     status: int
 
 

@@ -34,8 +34,9 @@ NAMES: dict[type[Message], str] = {
 PROTOCOL = {
     "InferParameter": "?bool bool_param 1,?int64 int64_param 2,?string string_param 3,?double double_param 4,"
     "?uint64 uint64_param 5",
-    "InferTensorContents": "*bool bool_contents 1,*int32 int_contents 2,*int64 int64_contents 3,*uint32 uint_contents 4,"
-    "*uint64 uint64_contents 5,*float fp32_contents 6,*double fp64_contents 7,*bytes bytes_contents 8",
+    "InferTensorContents": "*bool bool_contents 1,*int32 int_contents 2,*int64 int64_contents 3,"
+    "*uint32 uint_contents 4,*uint64 uint64_contents 5,*float fp32_contents 6,*double fp64_contents 7,"
+    "*bytes bytes_contents 8",
     "InferInputTensor": "string name 1,string datatype 2,*int64 shape 3,map:InferParameter parameters 4,"
     "InferTensorContents contents 5",
     "InferRequestedOutputTensor": "string name 1,map:InferParameter parameters 2",
@@ -48,7 +49,7 @@ PROTOCOL = {
     "ServerMetadataResponse": "string name 1,string version 2,*string extensions 3",
     "TensorMetadata": "string name 1,string datatype 2,*int64 shape 3",
     "ModelMetadataResponse": "string name 1,*string versions 2,string platform 3,*TensorMetadata inputs 4,"
-    "*TensorMetadata outputs 5,map:string properties 6",
+    "*TensorMetadata outputs 5",
 }
 SCALARS = {
     "bool": F.TYPE_BOOL,
@@ -263,7 +264,6 @@ def field(number: int, wire_type: int, payload: bytes) -> bytes:
         (codec.RequestedOutput, field(2, 2, b"")),
         (codec.RequestedOutput, field(2, 2, field(2, 2, field(2, 0, b"\x01")) + field(2, 2, field(1, 0, b"\x00")))),
         (codec.RequestedOutput, field(2, 2, field(3, 0, b"\x01") + field(1, 2, b"k") + field(1, 2, b"l"))),
-        (codec.ModelMetadata, field(6, 2, field(1, 2, b"k") + field(2, 0, b"\x01"))),
     ],
 )
 def test_corners_of_the_format(kind: type[Message], data: bytes) -> None:

@@ -1,0 +1,76 @@
+"""Show what each client of a running server has learnt, those who have been told most first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hardening_grpc.control import ask_clients
+
+EXAMPLE = "hardening clients --control hardening.sock --watch"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--control", required=True, type=Path, metavar="PATH", help="as given to `hardening serve`")
+    parser.add_argument("--watch", action="store_true", help="go on until interrupted; with --json a line each time")
+    parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often to look (default 1)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for machines")
+    parser.set_defaults(run=run)
+
+
+def _number(value: float | None, form: str) -> Text:
+    return Text("unbounded" if value is None else format(value, form))
+
+
+def table(clients: list[dict[str, Any]]) -> Table:
+    """What the operator looks at."""
+    total = sum(c["queries"] for c in clients)
+    out = Table(title=f"{len(clients)} clients, {total:,} queries", title_justify="left", row_styles=["", "dim"])
+    out.add_column("client", overflow="fold")
+    out.add_column("queries", justify="right", header_style="bold")
+    for heading in ("bits", "posterior\nentropy", "label\nentropy", "code\nlength", "coverage"):
+        out.add_column(heading, justify="right")
+    out.add_column("tier")
+    for c in clients:
+        out.add_row(
+            Text(c["client"]),
+            _number(c["queries"], ","),
+            _number(c["bits"], ",.0f"),
+            _number(c["posterior_entropy"], ".3f"),
+            _number(c["label_entropy"], ".3f"),
+            _number(c["code_length"], ",.0f"),
+            _number(c["coverage"], ".1%"),
+            Text(c["tier"]),
+        )
+    return out
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps({"clients": ask_clients(options.control)}), flush=True)
+    elif not options.watch:
+        Console().print(table(ask_clients(options.control)))
+    if options.watch:
+        try:
+            _watch(options)
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> None:
+    pause = threading.Event()
+    if options.json:
+        while not pause.wait(options.every):
+            print(json.dumps({"clients": ask_clients(options.control)}), flush=True)
+    with Live(table(ask_clients(options.control)), screen=True, auto_refresh=False) as live:
+        while not pause.wait(options.every):
+            live.update(table(ask_clients(options.control)), refresh=True)
