@@ -43,7 +43,7 @@ class _Answer(socketserver.StreamRequestHandler):
         try:
             question = json.loads(self.rfile.readline(_LONGEST_QUESTION))
             known = isinstance(question, dict) and question.get("ask") == "clients"
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             known = False
         answer = {"clients": accounts(self.server.standings())} if known else {"error": 'ask {"ask": "clients"}'}
         self.wfile.write(json.dumps(answer).encode() + b"\n")

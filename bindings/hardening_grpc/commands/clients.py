@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +56,20 @@ def table(clients: list[dict[str, Any]]) -> Table:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.json:
-        print(json.dumps({"clients": ask_clients(options.control)}), flush=True)
-    elif not options.watch:
-        Console().print(table(ask_clients(options.control)))
-    if options.watch:
-        try:
-            _watch(options)
-        except KeyboardInterrupt:
-            pass
+    with contextlib.suppress(KeyboardInterrupt):
+        if options.json:
+            for clients in _looks(options):
+                print(json.dumps({"clients": clients}), flush=True)
+        elif not options.watch:
+            Console().print(table(ask_clients(options.control)))
+        else:
+            with Live(screen=True, auto_refresh=False) as live:
+                for clients in _looks(options):
+                    live.update(table(clients), refresh=True)
     return 0
 
 
-def _watch(options: argparse.Namespace) -> None:
-    pause = threading.Event()
-    if options.json:
-        while not pause.wait(options.every):
-            print(json.dumps({"clients": ask_clients(options.control)}), flush=True)
-    with Live(table(ask_clients(options.control)), screen=True, auto_refresh=False) as live:
-        while not pause.wait(options.every):
-            live.update(table(ask_clients(options.control)), refresh=True)
+def _looks(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    yield ask_clients(options.control)
+    while options.watch and not threading.Event().wait(options.every):
+        yield ask_clients(options.control)

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hardening_onnx import wrap
@@ -21,14 +21,14 @@ from hardening_grpc.server import MAX_MESSAGE, MAX_STREAMS, THREADS, Server, che
 EXAMPLE = "hardening serve model.onnx --policy policy.toml --port 8001 --control hardening.sock"
 
 
-def _whole(low: int, high: int) -> type[int]:
+def _whole(low: int, high: int) -> Callable[[str], int]:
     def whole(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"must be between {low} and {high}, not {text}")
         return value
 
-    return whole  # type: ignore[return-value]
+    return whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
