@@ -29,6 +29,10 @@ _CODE = {"bool": "B", "int32": "i", "int64": "q", "uint32": "I", "uint64": "Q", 
 _ZERO: dict[str, Any] = {"bool": False, "float": 0.0, "double": 0.0, "string": "", "bytes": b""}
 _FIXED = {"float": struct.Struct("<f"), "double": struct.Struct("<d")}
 
+#: Up to so many bytes of packed numbers, a shape say, are sooner read one by one than by numpy.
+_FEW = 32
+_SMALL = [bytes((value,)) for value in range(0x80)]
+
 M = TypeVar("M", bound="Message")
 
 
@@ -91,8 +95,10 @@ class Message:
     def encode(self) -> bytes:
         """The message as bytes; proto3's defaults are left out, repeated numbers are packed."""
         out: list[bytes | memoryview] = []
-        for number, field in sorted(self.FIELDS.items()):
-            _put_field(out, number, field, getattr(self, field.name))
+        for number, field in self.FIELDS.items():
+            value = getattr(self, field.name)
+            if value is not None:
+                _put_field(out, number, field, value)
         return b"".join(out)
 
     @classmethod
@@ -105,6 +111,8 @@ class Message:
 
 def varint(value: int) -> bytes:
     """`value` modulo 2**64 in base 128, least significant group first."""
+    if 0 <= value < 0x80:
+        return _SMALL[value]
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 0x7F:
@@ -129,7 +137,7 @@ def _put_field(out: list[bytes | memoryview], number: int, field: Field, value: 
     elif field.repeated:
         for item in value:
             _put(out, number, field, item)
-    elif value is not None and (field.oneof or field.kind == "message" or not _is_default(field, value)):
+    elif field.oneof or field.kind == "message" or not _is_default(field, value):
         _put(out, number, field, value)
 
 
@@ -263,8 +271,7 @@ class _Reader:
                     key, value = self.entry(field, start, stop)
                     getattr(message, field.name)[key] = value
             elif field.repeated and field.kind in _CODE and wire == LENGTH:
-                for block in self.packed(field.kind, start, stop):
-                    getattr(message, field.name).frombytes(block)
+                self.packed(field.kind, getattr(message, field.name), start, stop)
             elif wire == expected:
                 self.assign(message, field, start, stop)
 
@@ -308,12 +315,17 @@ class _Reader:
             return _FIXED[kind].unpack_from(self.data, start)[0]
         return _narrow(kind, self.varint(start, stop)[0])
 
-    def packed(self, kind: str, start: int, stop: int) -> Iterator[bytes]:
+    def packed(self, kind: str, into: array[Any], start: int, stop: int) -> None:
         data = self.data[start:stop]
-        if kind not in _FIXED:
-            yield from unpack_varints(kind, data)
-            return
-        if len(data) % _FIXED[kind].size:
-            raise WireError("packed numbers end in the middle of one")
-        little = np.dtype(_CODE[kind]).newbyteorder("<")
-        yield np.frombuffer(data, little).astype(_CODE[kind]).tobytes()
+        if kind in _FIXED:
+            if len(data) % _FIXED[kind].size:
+                raise WireError("packed numbers end in the middle of one")
+            little = np.dtype(_CODE[kind]).newbyteorder("<")
+            into.frombytes(np.frombuffer(data, little).astype(_CODE[kind]).tobytes())
+        elif len(data) > _FEW:
+            for block in unpack_varints(kind, data):
+                into.frombytes(block)
+        else:
+            while start < stop:
+                value, start = self.varint(start, stop)
+                into.append(_narrow(kind, value))

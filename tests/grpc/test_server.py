@@ -170,6 +170,8 @@ def test_a_call_whose_deadline_passed_while_it_waited_is_not_run(
         first = pool.submit(call, channel, "ModelInfer", data)
         assert gate.entered.wait(60)
         assert failed(channel, "ModelInfer", data, timeout=0.2)[0] == StatusCode.DEADLINE_EXCEEDED
+        # Answered without a worker, after what came before it on the connection: the end of the waiting call.
+        assert failed(channel, "Nothing", b"")[0] == StatusCode.UNIMPLEMENTED
         gate.open.set()
         assert first.result()
         assert call(channel, "ServerLive", b"")  # the one thread is past the waiting call by now

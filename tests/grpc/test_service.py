@@ -13,6 +13,8 @@ import pytest
 from hardening_grpc import codec, service
 from hardening_grpc.codec import Contents, InferResponse, Parameter, RequestedOutput
 from hardening_grpc.service import HEALTH, INFERENCE, SENTENCES, Refusal, Service
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hardening
 from hardening.errors import Denied, ReleaseError
@@ -186,6 +188,28 @@ def test_harmless_parameters_change_nothing(served: Served) -> None:
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelReady", "ModelMetadata"])
 def test_garbled_messages(method: str, data: bytes, served: Served) -> None:
     assert refused(served[0], data, f"/{INFERENCE}/{method}") == "INVALID_ARGUMENT"
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    return make(tmp_path_factory.mktemp("echo"), echo("INT64"), ECHO_POLICY)[0]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_changed_requests_are_answered_or_called_malformed(data: st.DataObject, integers: Service) -> None:
+    whole = bytearray(request({"x": np.arange(6).reshape(3, 2)}, ["y"], id="q").encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    whole = whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole
+    try:
+        answer = InferResponse.decode(integers.answer(f"/{INFERENCE}/ModelInfer", bytes(whole), []))
+    except Refusal as problem:
+        told = problem.code
+    else:
+        assert [t.name for t in answer.outputs] == ["y"]
+        return
+    assert told in ("INVALID_ARGUMENT", "NOT_FOUND")
 
 
 def test_health_of_other_services(served: Served) -> None:

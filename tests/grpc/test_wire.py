@@ -280,6 +280,14 @@ def test_negative_zero_is_kept_and_zero_is_not_sent() -> None:
         codec.Flag(vaule=True)
 
 
+@given(st.integers(1, 5), st.data())
+@settings(max_examples=100, deadline=None)
+def test_packed_numbers_of_any_length(number: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=40))
+    tail = data.draw(st.sampled_from([b"", b"\x80", b"\xff" * 10 + b"\x01", b"\xff" * 9 + b"\x7f"]))
+    agree(codec.Contents, field(number, 2, b"".join(map(varint, values)) + tail))
+
+
 def test_packed_numbers_longer_than_a_block() -> None:
     numbers = [(7 * i) ** 3 % 2**63 - 2**20 for i in range(40_000)]
     assert len(codec.Tensor(shape=numbers).encode()) > 2 * wire.BLOCK
