@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +23,8 @@ MAX_STREAMS = 64
 #: Calls at once over all connections, waiting ones included; bounds what waiting messages take.
 MAX_CALLS = 256
 THREADS = 4
+#: Seconds in which a call's message has to come.
+PATIENCE = 20.0
 _IDENTITY_ONLY = 1 << grpc.Compression.NoCompression.value
 
 
@@ -48,24 +52,61 @@ def check_exposure(policy: Policy, host: str) -> None:
         )
 
 
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Hands raw bytes to the service; a method that it does not have is UNIMPLEMENTED."""
+class _Patience:
+    """Ends calls whose message does not come. A worker waits for each, and there are few workers."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[Any, float] = {}
+        self._ended = threading.Event()
+        threading.Thread(target=self._look, name="hardening-patience", daemon=True).start()
+
+    def read(self, requests: Iterator[bytes], context: Any) -> bytes:
+        """The one message of a call. Raises Refusal if there is none."""
+        self._since[context] = time.monotonic()
+        try:
+            return next(requests)
+        except (StopIteration, grpc.RpcError):
+            raise Refusal("INVALID_ARGUMENT", "no message came, or not in time") from None
+        finally:
+            del self._since[context]
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._seconds / 4):
+            latest = time.monotonic() - self._seconds
+            for context, since in list(self._since.items()):
+                if since < latest:
+                    context.cancel()
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Hands raw bytes to the service; a method that it does not have is UNIMPLEMENTED.
+
+    Calls are taken as streams of one message, so that identity is settled before a message is waited for.
+    """
+
+    def __init__(self, service: Service, patience: _Patience) -> None:
         self._service = service
+        self._patience = patience
 
     def service(self, details: Any) -> Any:
         if details.method not in self._service.methods:
             return None
-        return grpc.unary_unary_rpc_method_handler(self._behaviour(details.method))
+        return grpc.stream_unary_rpc_method_handler(self._behaviour(details.method))
 
-    def _behaviour(self, method: str) -> Callable[[bytes, Any], bytes]:
-        def behave(request: bytes, context: Any) -> bytes:
+    def _behaviour(self, method: str) -> Callable[[Iterator[bytes], Any], bytes]:
+        def behave(requests: Iterator[bytes], context: Any) -> bytes:
+            def read() -> bytes:
+                return self._patience.read(requests, context)
+
             left = context.time_remaining()
             try:
                 if not context.is_active() or (left is not None and left <= 0):
                     raise Refusal("DEADLINE_EXCEEDED", "the deadline passed while the call waited")
-                return self._service.answer(method, request, context.invocation_metadata())
+                return self._service.answer(method, read, context.invocation_metadata())
             except Refusal as problem:
                 told = problem
             context.abort(grpc.StatusCode[told.code], str(told))
@@ -86,6 +127,7 @@ class Server:
         max_message: largest request, in bytes.
         max_streams: most calls at once on one connection.
         threads: worker threads.
+        patience: seconds in which a call's message has to come, so that callers who send none do not hold the workers.
 
     Attributes:
         port: the TCP port.
@@ -106,6 +148,7 @@ class Server:
         max_message: int = MAX_MESSAGE,
         max_streams: int = MAX_STREAMS,
         threads: int = THREADS,
+        patience: float = PATIENCE,
     ) -> None:
         check_exposure(policy, host)
         keys = load_api_keys(policy.auth, policy.root) if policy.auth else None
@@ -120,9 +163,9 @@ class Server:
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
         ]
         self._threads = ThreadPoolExecutor(threads, "hardening-grpc")
-        self._server = grpc.server(
-            self._threads, (_Methods(self.service),), options=options, maximum_concurrent_rpcs=MAX_CALLS
-        )
+        self._patience = _Patience(patience)
+        methods = _Methods(self.service, self._patience)
+        self._server = grpc.server(self._threads, (methods,), options=options, maximum_concurrent_rpcs=MAX_CALLS)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if credentials is None:
@@ -132,6 +175,7 @@ class Server:
         except RuntimeError:
             self.port = 0
         if not self.port:
+            self._patience.end()
             raise ConfigError("--port", f"cannot listen on {address}: the port is in use, or the address is not ours")
         self._server.start()
 
@@ -145,4 +189,5 @@ class Server:
         """Say that nothing is served any more, take no new calls, give running ones `grace` seconds to finish."""
         self.service.serving = False
         self._server.stop(grace).wait()
+        self._patience.end()
         self._threads.shutdown(wait=False)

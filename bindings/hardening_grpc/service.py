@@ -109,7 +109,7 @@ class Service:
         self._inputs = {i.name: declared(i, "input") for i in session.get_inputs()}
         self._outputs = {o.name: declared(o, "output") for o in session.get_outputs()}
         #: By full method name; a probe needs no key.
-        self._probes: dict[str, Callable[[bytes], bytes]] = {
+        self._probes: dict[str, Callable[[Callable[[], bytes]], bytes]] = {
             f"/{INFERENCE}/ServerLive": lambda _: codec.Flag(value=True).encode(),
             f"/{INFERENCE}/ServerReady": lambda _: codec.Flag(value=self.serving).encode(),
             f"/{HEALTH}/Check": self._health,
@@ -122,15 +122,18 @@ class Service:
         }
         self.methods = frozenset((*self._probes, *self._asked))
 
-    def answer(self, method: str, request: bytes, metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-        """The encoded response to one request. Raises Refusal, and nothing else."""
+    def answer(self, method: str, read: Callable[[], bytes], metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
+        """The encoded response to one request, which `read` gives. Raises Refusal, and nothing else.
+
+        Nothing is read of callers without a key, nor for a method whose message is empty.
+        """
         client = None
         try:
             if method in self._probes:
-                return self._probes[method](request)
+                return self._probes[method](read)
             if self._keys is not None:
                 client = self._keys.client(metadata)
-            return self._asked[method](request, client)
+            return self._asked[method](read(), client)
         except BaseException as problem:
             told = refusal(problem)
         level = logging.ERROR if told.code == "INTERNAL" else logging.WARNING
@@ -141,8 +144,8 @@ class Service:
         if name != self.name or version not in ("", VERSION):
             raise Refusal("NOT_FOUND", f"asked for model {name!r}, version {version!r}")
 
-    def _health(self, data: bytes) -> bytes:
-        service = codec.HealthRequest.decode(data).service
+    def _health(self, read: Callable[[], bytes]) -> bytes:
+        service = codec.HealthRequest.decode(read()).service
         if service not in ("", INFERENCE):
             raise Refusal("NOT_FOUND", f"asked for service {service!r}")
         return codec.HealthResponse(status=codec.SERVING if self.serving else codec.NOT_SERVING).encode()

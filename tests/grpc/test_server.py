@@ -17,7 +17,7 @@ from grpc import StatusCode
 from hardening_grpc import Server, codec
 from hardening_grpc.auth import add_key
 from hardening_grpc.codec import InferResponse
-from hardening_grpc.service import HEALTH, SENTENCES
+from hardening_grpc.service import HEALTH, INFERENCE, SENTENCES
 
 from hardening.config import Policy, load_policy
 from hardening.errors import ConfigError, Denied
@@ -120,6 +120,40 @@ def test_api_keys(tmp_path: Path) -> None:
         for method in ("ServerLive", "ServerReady", f"/{HEALTH}/Check"):
             assert call(channel, method, b"") == b"\x08\x01"
     assert {n: s.queries for n, s in session.guard.clients().items()} == {"alice": 2}
+
+
+def test_callers_who_send_nothing_do_not_hold_the_workers(tmp_path: Path) -> None:
+    key = add_key(tmp_path / "keys.toml", "alice")
+    session, policy = session_and_policy(tmp_path, '[auth]\napi_keys = "file:keys.toml"\n')
+    never = threading.Event()
+
+    def silent(channel: grpc.Channel, method: str, *metadata: tuple[str, str]) -> grpc.Future:
+        def nothing() -> Iterator[bytes]:
+            never.wait()
+            yield from ()
+
+        return channel.stream_unary(method).future(nothing(), metadata=metadata, timeout=60)
+
+    infer, check = f"/{INFERENCE}/ModelInfer", f"/{HEALTH}/Check"
+    try:
+        with (
+            Server("model", session, policy, threads=2, patience=0.2) as server,
+            grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            # Strangers are refused before anything is read of them, and a probe without a message is answered.
+            assert silent(channel, infer).exception().code() == StatusCode.UNAUTHENTICATED
+            assert silent(channel, f"/{INFERENCE}/ServerLive").result() == b"\x08\x01"
+            held = [silent(channel, infer, ("x-api-key", key)), *(silent(channel, check) for _ in range(3))]
+            assert call(channel, "ModelInfer", request({"x": X}).encode(), key)
+            assert {h.exception().code() for h in held} == {StatusCode.CANCELLED}
+    finally:
+        never.set()
+
+
+def test_no_message_at_all(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.stream_unary(f"/{INFERENCE}/ModelInfer")(iter(()), timeout=60)
+    assert (caught.value.code(), caught.value.details()) == told(StatusCode.INVALID_ARGUMENT)
 
 
 def test_large_messages(parts: tuple[hardening_onnx.HardenedSession, Policy]) -> None:

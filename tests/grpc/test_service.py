@@ -36,14 +36,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return make(tmp_path_factory.mktemp("mlp"), mlp(), MLP_POLICY)
 
 
+def ask(subject: Service, method: str, data: bytes) -> bytes:
+    return subject.answer(method, lambda: data, [])
+
+
 def infer(subject: Service, message: Any) -> InferResponse:
-    return InferResponse.decode(subject.answer(f"/{INFERENCE}/ModelInfer", message.encode(), []))
+    return InferResponse.decode(ask(subject, f"/{INFERENCE}/ModelInfer", message.encode()))
 
 
 def refused(subject: Service, data: bytes, method: str = f"/{INFERENCE}/ModelInfer") -> str:
     """The code; the sentence is always the code's own, and nothing is chained to it."""
     with pytest.raises(Refusal) as caught:
-        subject.answer(method, data, [])
+        ask(subject, method, data)
     assert str(caught.value) == SENTENCES[caught.value.code]
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -68,8 +72,8 @@ def test_the_answer_is_the_sessions(served: Served) -> None:
 
 def test_metadata_and_readiness(served: Served) -> None:
     subject = served[0]
-    ask = codec.ModelRequest(name="model").encode()
-    meta = codec.ModelMetadata.decode(subject.answer(f"/{INFERENCE}/ModelMetadata", ask, []))
+    named = codec.ModelRequest(name="model").encode()
+    meta = codec.ModelMetadata.decode(ask(subject, f"/{INFERENCE}/ModelMetadata", named))
     assert (meta.name, meta.versions) == ("model", ["1"])
     assert [(t.name, t.datatype, list(t.shape)) for t in meta.inputs] == [("x", "FP32", [-1, 8])]
     # Neither the logits, which the policy does not release, nor the overridable initializer can be seen.
@@ -77,16 +81,16 @@ def test_metadata_and_readiness(served: Served) -> None:
         ("p", "FP32", [-1, 4]),
         ("label", "INT64", [-1]),
     ]
-    server = codec.ServerMetadata.decode(subject.answer(f"/{INFERENCE}/ServerMetadata", b"", []))
+    server = codec.ServerMetadata.decode(ask(subject, f"/{INFERENCE}/ServerMetadata", b""))
     assert (server.name, server.version, server.extensions) == ("hardening", hardening.__version__, [])
     states = {}
     for serving in (False, True):
         subject.serving = serving
         states[serving] = (
-            codec.Flag.decode(subject.answer(f"/{INFERENCE}/ServerLive", b"", [])).value,
-            codec.Flag.decode(subject.answer(f"/{INFERENCE}/ServerReady", b"", [])).value,
-            codec.Flag.decode(subject.answer(f"/{INFERENCE}/ModelReady", ask, [])).value,
-            codec.HealthResponse.decode(subject.answer(f"/{HEALTH}/Check", b"", [])).status,
+            codec.Flag.decode(ask(subject, f"/{INFERENCE}/ServerLive", b"")).value,
+            codec.Flag.decode(ask(subject, f"/{INFERENCE}/ServerReady", b"")).value,
+            codec.Flag.decode(ask(subject, f"/{INFERENCE}/ModelReady", named)).value,
+            codec.HealthResponse.decode(ask(subject, f"/{HEALTH}/Check", b"")).status,
         )
     assert states == {True: (True, True, True, codec.SERVING), False: (True, False, False, codec.NOT_SERVING)}
 
@@ -118,7 +122,7 @@ def test_zipmaps(strings: bool, tmp_path: Path) -> None:
     assert [classes[i] for i in scores.argmax(1)] == list(labels)
     assert response.outputs[1].datatype == ("BYTES" if strings else "INT64")
     meta = codec.ModelMetadata.decode(
-        subject.answer(f"/{INFERENCE}/ModelMetadata", codec.ModelRequest(name="model").encode(), [])
+        ask(subject, f"/{INFERENCE}/ModelMetadata", codec.ModelRequest(name="model").encode())
     )
     assert next((t.name, t.datatype, list(t.shape)) for t in meta.outputs) == ("probabilities", "FP32", [-1, -1])
 
@@ -203,7 +207,7 @@ def test_changed_requests_are_answered_or_called_malformed(data: st.DataObject, 
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     whole = whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole
     try:
-        answer = InferResponse.decode(integers.answer(f"/{INFERENCE}/ModelInfer", bytes(whole), []))
+        answer = InferResponse.decode(ask(integers, f"/{INFERENCE}/ModelInfer", bytes(whole)))
     except Refusal as problem:
         told = problem.code
     else:
@@ -214,7 +218,7 @@ def test_changed_requests_are_answered_or_called_malformed(data: st.DataObject, 
 
 def test_health_of_other_services(served: Served) -> None:
     subject = served[0]
-    assert subject.answer(f"/{HEALTH}/Check", codec.HealthRequest(service=INFERENCE).encode(), []) == b"\x08\x01"
+    assert ask(subject, f"/{HEALTH}/Check", codec.HealthRequest(service=INFERENCE).encode()) == b"\x08\x01"
     assert refused(subject, codec.HealthRequest(service="x").encode(), f"/{HEALTH}/Check") == "NOT_FOUND"
     assert refused(subject, b"\xff", f"/{HEALTH}/Check") == "INVALID_ARGUMENT"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -35,12 +36,12 @@ def _number(value: float | None, form: str) -> Text:
 def table(clients: list[dict[str, Any]]) -> Table:
     """What the operator looks at."""
     total = sum(c["queries"] for c in clients)
-    out = Table(title=f"{len(clients)} clients, {total:,} queries", title_justify="left", row_styles=["", "dim"])
-    out.add_column("client", overflow="fold")
-    out.add_column("queries", justify="right", header_style="bold")
-    for heading in ("bits", "posterior\nentropy", "label\nentropy", "code\nlength", "coverage"):
-        out.add_column(heading, justify="right")
-    out.add_column("tier")
+    title = f"clients: {len(clients)}, queries: {total:,}"
+    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    out.add_column("client", overflow="fold", min_width=8)
+    for heading in ("queries", "bits", "posterior\nentropy", "label\nentropy", "code\nlength", "coverage"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("tier", no_wrap=True)
     for c in clients:
         out.add_row(
             Text(c["client"]),
