@@ -24,6 +24,13 @@ from hardening.types import SPACES, SpaceKind
 SCHEMA = 1
 
 
+def _check_reference(path: str, reference: str, kinds: tuple[str, ...] = ("file", "env")) -> None:
+    kind, _, name = reference.partition(":")
+    if kind not in kinds or not name:
+        known = " or ".join({"file": "file:PATH", "env": "env:NAME"}[k] for k in kinds)
+        raise ConfigError(path, f"must be {known}, not {reference!r}")
+
+
 @dataclass(frozen=True)
 class KeySource:
     """Where the key is: `source` is ``file:PATH`` or ``env:NAME``; `create` makes a missing file, with mode 0600."""
@@ -32,10 +39,39 @@ class KeySource:
     create: bool = False
 
     def __post_init__(self) -> None:
-        if self.source.partition(":")[0] not in ("file", "env") or not self.source.partition(":")[2]:
-            raise ConfigError("key.source", f"must be file:PATH or env:NAME, not {self.source!r}")
+        _check_reference("key.source", self.source)
         if self.create and self.source.startswith("env:"):
             raise ConfigError("key.create", "only a file can be created; with env: leave it out")
+
+
+@dataclass(frozen=True)
+class Auth:
+    """Who may ask a server: `api_keys` is ``file:PATH``, a TOML file of client names and digests of their keys.
+
+    `allow_plaintext` lets the keys travel without TLS on an address other than loopback, for servers behind something
+    that ends TLS for them.
+    """
+
+    api_keys: str
+    allow_plaintext: bool = False
+
+    def __post_init__(self) -> None:
+        _check_reference("auth.api_keys", self.api_keys, ("file",))
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A server's certificate chain and private key (PEM), by reference; with `client_ca`, clients need certificates."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key", "client_ca"):
+            reference = getattr(self, name)
+            if reference is not None:
+                _check_reference(f"tls.{name}", reference)
 
 
 @dataclass(frozen=True)
@@ -76,6 +112,8 @@ class Policy:
     outputs: Mapping[str, Output]
     key: KeySource | None = None
     clients: ClientRules = ClientRules()
+    auth: Auth | None = None
+    tls: Tls | None = None
     schema: int = SCHEMA
     root: Path = field(default=Path(), compare=False)
 
@@ -201,22 +239,26 @@ def _output(value: Any, path: str) -> Output:
     return cast(Output, _build(Output, table, path, {"tiers": tiers}))
 
 
+#: Sections of a policy that are one dataclass each; `Policy` has a field of the same name.
+_SECTIONS: dict[str, type[Any]] = {"key": KeySource, "clients": ClientRules, "auth": Auth, "tls": Tls}
+
+
 def parse_policy(text: str, root: Path = Path()) -> Policy:
     """A policy from TOML text; relative references are relative to `root`. Raises ConfigError."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise ConfigError("", f"not valid TOML: {problem}") from None
-    known = ("schema", "key", "outputs", "clients")
+    known = ("schema", "outputs", *_SECTIONS)
     for section in document:
         if section not in known:
             raise _unknown("", section, known)
     if "schema" not in document:
         raise ConfigError("schema", f"missing; write schema = {SCHEMA}")
     outputs = {n: _output(o, f"outputs.{n}") for n, o in _table(document.get("outputs", {}), "outputs").items()}
-    key = _build(KeySource, _table(document["key"], "key"), "key") if "key" in document else None
-    clients = _build(ClientRules, _table(document.get("clients", {}), "clients"), "clients")
-    return Policy(outputs, key, clients, schema=_value(document["schema"], int, "schema"), root=root)
+    schema = _value(document["schema"], int, "schema")
+    sections = {n: _build(k, _table(document[n], n), n) for n, k in _SECTIONS.items() if n in document}
+    return Policy(outputs, schema=schema, root=root, **sections)
 
 
 def load_policy(path: str | PathLike[str]) -> Policy:

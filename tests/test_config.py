@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hardening
-from hardening.config import KeySource, Output, Policy, load_policy, parse_policy
+from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy, parse_policy
 from hardening.errors import ConfigError
 from hardening.keys import load_key
 from hardening.noise import Key
@@ -84,6 +84,53 @@ def test_mistakes_are_named_by_path(old: str, new: str, path: str) -> None:
     assert old in GOOD
     with pytest.raises(ConfigError) as caught:
         parse_policy(GOOD.replace(old, new, 1))
+    assert caught.value.path == path, str(caught.value)
+
+
+SERVER = """
+[auth]
+api_keys = "file:keys.toml"
+[tls]
+certificate = "file:server.pem"
+key = "env:SERVER_KEY"
+"""
+
+
+def test_who_may_ask_a_server() -> None:
+    policy = parse_policy(GOOD + SERVER)
+    assert policy.auth == Auth("file:keys.toml")
+    assert policy.auth.allow_plaintext is False
+    assert policy.tls == Tls("file:server.pem", "env:SERVER_KEY")
+    assert policy.tls.client_ca is None
+    plain = parse_policy(GOOD)
+    assert (plain.auth, plain.tls) == (None, None)
+    both = parse_policy(GOOD + SERVER.replace("[tls]", 'allow_plaintext = true\n[tls]\nclient_ca = "file:ca.pem"'))
+    assert both.auth == Auth("file:keys.toml", allow_plaintext=True)
+    assert both.tls == Tls("file:server.pem", "env:SERVER_KEY", "file:ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ('"file:keys.toml"', '"keys.toml"', "auth.api_keys"),
+        ('"file:keys.toml"', '"env:KEYS"', "auth.api_keys"),
+        ('"file:keys.toml"', "1", "auth.api_keys"),
+        ("api_keys", "api_key", "auth.api_key"),
+        ('api_keys = "file:keys.toml"', "", "auth.api_keys"),
+        ("[tls]", "allow_plaintext = 1\n[tls]", "auth.allow_plaintext"),
+        ('"file:server.pem"', '"file:"', "tls.certificate"),
+        ('"env:SERVER_KEY"', '"-----BEGIN"', "tls.key"),
+        ('key = "env:SERVER_KEY"', "", "tls.key"),
+        ("[tls]", '[tls]\nclient_ca = "ca.pem"', "tls.client_ca"),
+        ("[tls]", '[tls]\nca = "file:ca.pem"', "tls.ca"),
+        ("[auth]", "[[auth]]", "auth"),
+        ("[tls]", "[[tls]]", "tls"),
+    ],
+)
+def test_mistakes_of_servers_are_named_by_path(old: str, new: str, path: str) -> None:
+    assert old in SERVER
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(GOOD + SERVER.replace(old, new, 1))
     assert caught.value.path == path, str(caught.value)
 
 

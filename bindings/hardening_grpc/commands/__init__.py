@@ -1,0 +1,1 @@
+"""Commands: serve, credential, clients."""
