@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
+import math
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,25 @@ def _canonical(array: NDArray[Any]) -> NDArray[Any]:
         out = np.frombuffer(b"".join(p.ljust(width, b"\0") for p in packed), np.uint8)
         return out.reshape(*array.shape, width)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+
+
+def _bits(value: Any) -> float:
+    """Raw size of an answer that is released as it is; what is of an unknown kind counts as unbounded."""
+    if value is None:
+        return 1.0
+    if isinstance(value, str | bytes):
+        return 8.0 * len(value.encode() if isinstance(value, str) else value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        return sum(map(_bits, value.ravel().tolist()))
+    if isinstance(value, np.ndarray | np.generic):
+        return 8.0 * value.nbytes
+    if isinstance(value, bool | int | float):
+        return 64.0
+    if isinstance(value, Mapping):
+        return sum(map(_bits, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple):
+        return sum(map(_bits, value))
+    return math.inf
 
 
 class Guard:
@@ -164,8 +184,7 @@ class Guard:
     def _release_one(self, decision: Decision, name: str, value: Any, inputs: Mapping[str, NDArray[Any]] | None) -> Any:
         policy = self.policy.outputs[name]
         if policy.space in ("open", "labels"):
-            size = 8.0 * getattr(value, "nbytes", 8 * len(value))
-            self._clients.charge(decision.slot, 0, size)
+            self._clients.charge(decision.slot, 0, _bits(value))
             return value
         if isinstance(value, list):
             return self._release_maps(decision, name, value, inputs)

@@ -74,7 +74,7 @@ def classes_of(out: Plan, name: str) -> tuple[int | str, ...]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) and "e" not in f"{value:.6g}" else repr(float(value))
+    return f"{value:.12g}"
 
 
 def _noise(sigma: float) -> str:
@@ -153,7 +153,8 @@ def _sigmoid_tiers(found: Finding) -> Tiers:
 def _scalar_tiers(found: Finding) -> Tiers:
     span = found.high - found.low
     digits = 2 - math.floor(math.log10(span))
-    clip = _clip(found.low, found.high)
+    grid = 10.0 ** (digits + 1)
+    clip = _clip(math.floor(found.low * grid) / grid, math.ceil(found.high * grid) / grid)
     return {
         "normal": ("noise of 2 % of the range, rounded", [clip, _noise(span * 0.02), clip, _round(digits)]),
         "suspect": (

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from hardening.config import Policy
 from hardening.errors import InputError, ModelError
@@ -49,6 +50,17 @@ def _closed(name: str) -> Callable[..., NoReturn]:
 
     closed.__name__ = name
     return closed
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    """What the noise is keyed on: the tensor, or for a sequence of tensors one row that spells it out."""
+    if not (isinstance(value, list) and any(isinstance(v, np.ndarray) for v in value)):
+        return np.asarray(value)
+    spelt = b"".join(
+        repr((v.dtype.str, v.shape)).encode() + (repr(v.tolist()).encode() if v.dtype.kind == "O" else v.tobytes())
+        for v in map(np.asarray, value)
+    )
+    return np.frombuffer(spelt, np.uint8).reshape(1, -1)
 
 
 class _ClosedDoor:
@@ -117,7 +129,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             raise InputError(f"missing inputs: {', '.join(missing)}")
         if client is None and run_options is not None:
             client = self._client_of(run_options)
-        arrays = {name: np.asarray(value) for name, value in input_feed.items()}
+        arrays = {name: _as_array(value) for name, value in input_feed.items()}
         rows = next((len(arrays[n]) for n in self.__inputs if arrays[n].ndim), 1)
         decision = self.guard.admit(client, rows)
         results = self.__inner.run(fetch, input_feed, run_options)
