@@ -41,12 +41,12 @@ def _canonical(array: NDArray[Any]) -> NDArray[Any]:
     """Equal questions get equal bytes: little-endian, contiguous, one zero and one NaN."""
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), np.array(np.nan, array.dtype), array + np.array(0, array.dtype))
-    if array.dtype.kind in "OSU":
-        texts = [str(v).encode() for v in array.ravel()]
-        packed = [len(t).to_bytes(8, "little") + t for t in texts]
-        width = max(map(len, packed), default=1)
-        out = np.frombuffer(b"".join(p.ljust(width, b"\0") for p in packed), np.uint8)
-        return out.reshape(*array.shape, width)
+    if array.dtype.kind == "b":  # any byte but zero is true
+        array = array.view(np.uint8) != 0
+    if array.dtype.kind in "OSU":  # a digest each: neither the dtype's width nor the longest text of a batch matters
+        texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.ravel().tolist()]
+        out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in texts), np.uint8)
+        return out.reshape(*array.shape, 32)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
@@ -269,15 +269,17 @@ class Guard:
             )
         shared, varying = hashlib.blake2b(digest_size=32), []
         for key in sorted(inputs):
-            array = _canonical(np.asarray(inputs[key]))
+            raw = np.asarray(inputs[key])
+            array = _canonical(raw)
+            dtype = "text" if raw.dtype.kind in "OSU" else array.dtype.str
             by_row = array.ndim > 0 and len(array) == rows
             shape = array.shape[1:] if by_row or array.shape[:1] == (1,) else array.shape
-            shared.update(repr((key, np.asarray(inputs[key]).dtype.str, shape, by_row)).encode())
+            shared.update(repr((key, dtype, shape, by_row)).encode())
             if by_row:
                 varying.append(array.reshape(rows, -1).view(np.uint8) if array.size else np.zeros((rows, 0), np.uint8))
             else:
                 shared.update(array.tobytes())
         context = shared.digest()
         packed = np.concatenate(varying, axis=1) if varying else np.zeros((rows, 0), np.uint8)
-        raw = b"".join(row_nonce(self._tag_key, context, row.tobytes()) for row in packed)
-        return np.frombuffer(raw, "<u4").reshape(rows, 3)
+        nonces = b"".join(row_nonce(self._tag_key, context, row.tobytes()) for row in packed)
+        return np.frombuffer(nonces, "<u4").reshape(rows, 3)

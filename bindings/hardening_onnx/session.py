@@ -41,7 +41,17 @@ HARMLESS = frozenset(
         "get_session_options",
     }
 )
+#: Private steps of the base class that would bind a raw C session to this object, or make one.
+CONSTRUCTION = ("_bind_session", "_create_inference_session", "_from_initialized_c_session", "_reset_session")
 CLIENT_ENTRY = "hardening.client"
+#: dtype of a declared tensor type; bfloat16 and smaller floats are fed as arrays only.
+_DTYPES: dict[str, Any] = {
+    "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(string)": np.object_,
+    **{f"tensor({name})": np.dtype(name).type for name in ("double", "float16", "int8", "int16", "int32", "int64")},
+    **{f"tensor({name})": np.dtype(name).type for name in ("uint8", "uint16", "uint32", "uint64")},
+}
 
 
 def _closed(name: str) -> Callable[..., NoReturn]:
@@ -96,6 +106,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                     policy.pipeline(output.name, tier).check_width(output.shape[-1])
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__inputs = [i.name for i in inner.get_inputs()]
+        self.__dtypes = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
 
     def get_outputs(self) -> list[Any]:
         """The outputs that the policy releases, in the model's order."""
@@ -129,6 +140,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             raise InputError(f"missing inputs: {', '.join(missing)}")
         if client is None and run_options is not None:
             client = self._client_of(run_options)
+        input_feed = {name: self._as_tensor(name, value) for name, value in input_feed.items()}
         arrays = {name: _as_array(value) for name, value in input_feed.items()}
         rows = next((len(arrays[n]) for n in self.__inputs if arrays[n].ndim), 1)
         decision = self.guard.admit(client, rows)
@@ -144,6 +156,16 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             answer.append(value.copy() if name in seen else value)
             seen.add(name)
         return answer
+
+    def _as_tensor(self, name: str, value: Any) -> Any:
+        """A plain list as the runtime would read it, so that what it rounds away cannot key another noise."""
+        dtype = self.__dtypes[name]
+        if isinstance(value, np.ndarray) or dtype is None:
+            return value
+        try:
+            return np.asarray(value, dtype)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"input {name!r} is not a tensor of {np.dtype(dtype)}") from None
 
     @staticmethod
     def _client_of(run_options: Any) -> str | None:
@@ -163,6 +185,18 @@ for _name in dir(onnxruntime.InferenceSession):
         and callable(getattr(onnxruntime.InferenceSession, _name))
     ):
         setattr(HardenedSession, _name, _closed(_name))
+for _name in CONSTRUCTION:
+    setattr(HardenedSession, _name, _closed(_name))
+
+
+def _refuse_writers(options: Any, made: bool) -> None:
+    """Options by which the runtime would write the model or its profile to a file that nobody protects."""
+    if options is None:
+        return
+    if options.enable_profiling:
+        raise ModelError("enable_profiling writes nodes, shapes and timings to a file: profile a bare session instead")
+    if not made and options.optimized_model_filepath:
+        raise ModelError("optimized_model_filepath writes the whole model to a file: do that in a step of its own")
 
 
 def wrap(
@@ -170,6 +204,7 @@ def wrap(
     policy: Policy,
     sess_options: Any = None,
     providers: Any = None,
+    provider_options: Any = None,
     **kwargs: Any,
 ) -> HardenedSession:
     """Harden a model.
@@ -178,17 +213,20 @@ def wrap(
         model: path of an ONNX file, its bytes, or an existing session. The digest that keys the noise is the SHA-256 of
             the file or bytes; weights kept in further files are not part of it.
         policy: see `hardening.load_policy`.
-        sess_options, providers, kwargs: as for `onnxruntime.InferenceSession`.
+        sess_options, providers, provider_options, kwargs: as for `onnxruntime.InferenceSession`, for a path or bytes.
 
-    Raises ModelError if the model cannot be read or lacks an output of the policy, ConfigError.
+    Raises ModelError if the model cannot be read, lacks an output of the policy or would be written out (profiling,
+    ``optimized_model_filepath``), ConfigError.
     """
     if isinstance(model, HardenedSession):
         raise ModelError("this session is hardened already")
     if isinstance(model, onnxruntime.InferenceSession):
+        _refuse_writers(model.get_session_options(), made=True)
         data = getattr(model, "_model_bytes", None)
         path = getattr(model, "_model_path", None)
         digest = _digest(data if data else Path(path).read_bytes() if path else b"")
         return HardenedSession(model, policy, digest)
+    _refuse_writers(sess_options, made=False)
     name = "the model's bytes" if isinstance(model, bytes) else repr(os.fspath(model))
     try:
         data = model if isinstance(model, bytes) else Path(model).read_bytes()
@@ -196,7 +234,7 @@ def wrap(
         raise ModelError(f"cannot read {name}: {problem.strerror}") from None
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        inner = onnxruntime.InferenceSession(source, sess_options, providers, **kwargs)
+        inner = onnxruntime.InferenceSession(source, sess_options, providers, provider_options, **kwargs)
     except Exception as problem:
         raise ModelError(f"ONNX Runtime cannot load {name}; is it a whole ONNX model?") from problem
     return HardenedSession(inner, policy, _digest(data))
