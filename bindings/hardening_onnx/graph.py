@@ -1,6 +1,6 @@
 """Read an ONNX file as a graph: who makes a tensor, from which constants, in which shape. No session is made.
 
-Only the structure is held in memory; weights kept in further files stay there until one is asked for.
+Weights kept in further files stay there, until a constant of moderate size is asked for.
 """
 
 from __future__ import annotations

@@ -133,25 +133,27 @@ class Recogniser:
 
     def _exp(self, node: Any, tensor: str, depth: int) -> Finding:
         made = self.graph.maker(node.input[0])
-        if made and made[0].op_type == "Sub" and self._sums(made[0].input[1], made[0].input[0], {"ReduceLogSumExp"}):
-            root = self.see(made[0].input[0], depth)
-            return Finding("simplex", "it ends in Exp of scores less their ReduceLogSumExp: a softmax", root=root.root)
         found = self.see(node.input[0], depth)
         if made and made[0].op_type == "LogSoftmax":
             return replace(found, kind="simplex", why="it ends in Exp of LogSoftmax", low=0.0, high=1.0)
+        if made and made[0].op_type == "Sub" and found.kind == "logits":
+            return replace(found, kind="simplex", why="it ends in Exp of scores less their ReduceLogSumExp: a softmax")
         return Finding("unknown", "it ends in Exp, not divided by its sum", False)
 
     def _div(self, node: Any, tensor: str, depth: int) -> Finding:
         above, below = node.input[:2]
-        if self._sums(below, above, {"ReduceSum", "ReduceL1"}):
+        total = self._reduction(below, above, {"ReduceSum", "ReduceL1"})
+        if total is not None:
             made = self.graph.maker(above)
+            last = self._is_last(total)
             if made and made[0].op_type == "Exp":
                 root = self.see(self._without_shift(made[0].input[0]), depth)
                 why = "it ends in Exp, ReduceSum and Div: a softmax"
-                return Finding("simplex", why, width=self.graph.width(tensor) or root.width, root=root.root)
+                width = self.graph.width(tensor) or root.width
+                return Finding("simplex", why, width=width, root=root.root, last=last)
             why = "it ends in Div by its own ReduceSum; that nothing is negative is not shown by the graph"
-            return Finding("simplex", why, sure=False, root=self.see(above, depth).root)
-        if self._sums(below, above, {"ReduceL2", "ReduceSumSquare"}) or self._is_norm(below):
+            return Finding("simplex", why, sure=False, root=self.see(above, depth).root, last=last)
+        if self._reduction(below, above, {"ReduceL2", "ReduceSumSquare"}) or self._is_norm(below):
             return self._normalised(tensor, "Div by its own L2 norm")
         return self._scaled(node, tensor, depth)
 
@@ -180,10 +182,11 @@ class Recogniser:
         return {"Add": bound + by, "Sub": bound - by, "Mul": bound * by}[op]
 
     def _sub(self, node: Any, tensor: str, depth: int) -> Finding:
-        made = self.graph.maker(node.input[0])
-        if self._sums(node.input[1], node.input[0], {"ReduceLogSumExp"}) and made:
+        total = self._reduction(node.input[1], node.input[0], {"ReduceLogSumExp"})
+        if total is not None:
             why = "it ends in scores less their ReduceLogSumExp: log-probabilities, whose arg-max is the label"
-            return Finding("logits", why, root=self.see(node.input[0], depth).root, high=0.0)
+            root = self.see(node.input[0], depth).root
+            return Finding("logits", why, root=root, high=0.0, last=self._is_last(total))
         return self._scaled(node, tensor, depth)
 
     def _add(self, node: Any, tensor: str, depth: int) -> Finding:
@@ -201,24 +204,36 @@ class Recogniser:
         return made is None or made[0].op_type == "Constant"
 
     def _is_norm(self, tensor: str) -> bool:
-        return self._reaches(tensor, lambda node: node.op_type == "Sqrt")
+        return self._reached(tensor, lambda node: node.op_type == "Sqrt") is not None
 
     def _without_shift(self, tensor: str) -> str:
         """The scores behind ``x - max(x)``."""
         made = self.graph.maker(tensor)
         return str(made[0].input[0]) if made and made[0].op_type == "Sub" else tensor
 
-    def _sums(self, tensor: str, of: str, ops: set[str]) -> bool:
-        """Whether `tensor` is a reduction of `of`, broadcast back."""
-        return self._reaches(tensor, lambda node: node.op_type in ops and node.input[0] == of)
+    def _reduction(self, tensor: str, of: str, ops: set[str]) -> Any:
+        """The node that reduced `of` to what was broadcast back to `tensor`, or None."""
+        return self._reached(tensor, lambda node: node.op_type in ops and node.input[0] == of)
 
-    def _reaches(self, tensor: str, wanted: Callable[[Any], bool], steps: int = 6) -> bool:
+    def _reached(self, tensor: str, wanted: Callable[[Any], bool], steps: int = 6) -> Any:
         made = self.graph.maker(tensor)
         if made is None or not steps:
-            return False
+            return None
         if wanted(made[0]):
-            return True
-        return made[0].op_type in _SPREAD and any(self._reaches(i, wanted, steps - 1) for i in made[0].input if i)
+            return made[0]
+        if made[0].op_type not in _SPREAD:
+            return None
+        found = (self._reached(name, wanted, steps - 1) for name in made[0].input if name)
+        return next((node for node in found if node is not None), None)
+
+    def _is_last(self, node: Any) -> bool:
+        """Whether a reduction is along the last axis alone."""
+        axes = attributes(node).get("axes")
+        if axes is None and len(node.input) > 1:
+            given = self.graph.constant(node.input[1])
+            axes = None if given is None else given.reshape(-1).tolist()
+        shape = self.graph.shape(node.input[0])
+        return axes == [-1] or (axes is not None and axes == [1 if shape is None else len(shape) - 1])
 
     def _layer_norm(self, op: str, gamma: str) -> Finding:
         weights = self.graph.constant(gamma)

@@ -50,5 +50,5 @@ def _tell(options: argparse.Namespace, policy: Policy, report: ModelReport | Non
     for warning in report.warnings:
         print(f"warning: {warning}")
     for name, holds in report.closed.items():
-        print(f"closed: {name}: {holds}")
+        print(f"closed: {name if name.isprintable() else repr(name)}: {holds}")
     print(f"{options.model}: {'does not fit' if report.problems else 'fits'}")

