@@ -167,7 +167,8 @@ def _scalar_tiers(found: Finding) -> Tiers:
 
 def _embedding_tiers(found: Finding) -> Tiers:
     scale = found.scale or 1.0
-    clip = _clip(-float(f"{4 * scale:.2g}"), float(f"{4 * scale:.2g}"))
+    high = float(f"{10 * scale:.2g}")  # wide: single entries of real embeddings stand out by that much
+    clip = _clip(-high, high)
     digits = 2 - math.floor(math.log10(scale))
     return {
         "normal": ("limited, noise of a tenth of an entry", [clip, _noise(scale / 10), clip, _round(digits)]),

