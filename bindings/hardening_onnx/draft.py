@@ -227,8 +227,8 @@ def _section(out: Plan, name: str) -> list[str]:
 _TITLE = """\
 # What this model may reveal, to whom: a policy for hardening, drafted from the graph of
 # {model}.
-# It is safe as it stands: an output that has no section below is refused. `hardening explain` says what each tier
-# promises; `hardening check THIS --model MODEL` tells whether it still fits the model.
+# An output without a section below is refused. `hardening explain` says what each tier promises;
+# `hardening check THIS --model MODEL` tells whether this policy still fits the model.
 
 schema = 1  # version of this format
 

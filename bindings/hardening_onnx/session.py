@@ -106,6 +106,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                     policy.pipeline(output.name, tier).check_width(output.shape[-1])
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__inputs = [i.name for i in inner.get_inputs()]
+        self.__optional = {i.name for i in inner.get_inputs() if i.type.startswith("optional")}
         self.__dtypes = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
 
     def get_outputs(self) -> list[Any]:
@@ -135,12 +136,12 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         for name in input_feed:
             if name not in self.__inputs:
                 raise InputError(f"input {name!r} is not declared; this model takes: {', '.join(self.__inputs)}")
-        missing = [name for name in self.__inputs if name not in input_feed]
+        missing = [name for name in self.__inputs if name not in input_feed and name not in self.__optional]
         if missing:
             raise InputError(f"missing inputs: {', '.join(missing)}")
         if client is None and run_options is not None:
             client = self._client_of(run_options)
-        input_feed = {name: self._as_tensor(name, value) for name, value in input_feed.items()}
+        input_feed = {name: self._as_tensor(name, input_feed.get(name)) for name in self.__inputs}
         arrays = {name: _as_array(value) for name, value in input_feed.items()}
         rows = next((len(arrays[n]) for n in self.__inputs if arrays[n].ndim), 1)
         decision = self.guard.admit(client, rows)
@@ -160,7 +161,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     def _as_tensor(self, name: str, value: Any) -> Any:
         """A plain list as the runtime would read it, so that what it rounds away cannot key another noise."""
         dtype = self.__dtypes[name]
-        if isinstance(value, np.ndarray) or dtype is None:
+        if isinstance(value, np.ndarray) or value is None or dtype is None:
             return value
         try:
             return np.asarray(value, dtype)

@@ -270,6 +270,25 @@ def test_texts_are_keyed_by_what_they_say(policy: Policy) -> None:
     assert not np.array_equal(session.run(None, {"x": np.array([["a longer one"]])})[0][0], expected)
 
 
+def test_an_optional_input_may_be_left_out_and_that_is_one_question(policy: Policy) -> None:
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(T.FLOAT, [2]))
+    nodes = [helper.make_node("OptionalHasElement", ["o"], ["y"]), helper.make_node("Softmax", ["x"], ["p"])]
+    inputs = [helper.make_tensor_value_info("x", T.FLOAT, ["N", 4]), helper.make_value_info("o", optional)]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4]), helper.make_tensor_value_info("y", T.BOOL, [])]
+    graph = helper.make_graph(nodes, "optional", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    outputs = dict(policy.outputs) | {"y": Output("open")}
+    session = hardening_onnx.wrap(made.SerializeToString(), Policy(outputs, policy.key, root=policy.root))
+    p, given = session.run(None, {"x": X[:, :4]})
+    assert not given
+    assert np.array_equal(session.run(["p"], {"x": X[:, :4], "o": None})[0], p)
+    other, given = session.run(None, {"x": X[:, :4], "o": np.ones(2, "f4")})
+    assert given
+    assert not np.array_equal(other, p)
+    with pytest.raises(InputError, match="missing inputs: x"):
+        session.run(None, {"o": None})
+
+
 MAGIKA = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
 
 
