@@ -88,8 +88,7 @@ class Answer:
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
-            bits = 8.0 * getattr(value, "nbytes", 8 * len(value) if hasattr(value, "__len__") else 8)
-            self.entries.append((name, None, _priced(np.zeros(opcodes.JOB, np.int64), bits)))
+            self.entries.append((name, None, _priced(np.zeros(opcodes.JOB, np.int64), _raw_bits(value))))
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -127,7 +126,7 @@ class Answer:
         key = self._programs.key
         assert key is not None
         self._nonces = np.zeros((self.rows, 3), np.uint32)
-        inputs = {n: _canonical(np.asarray(a)) for n, a in self._inputs.items()}
+        inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self._nonces, self._question
 
@@ -164,11 +163,36 @@ def _priced(job: NDArray[np.int64], bits: float, rho: float = 0.0, most_entropy:
     return job
 
 
-def _canonical(array: NDArray[Any]) -> NDArray[Any]:
-    """Little-endian and contiguous; text, whose length varies, as 32 bytes that stand for it (BLAKE2b)."""
+def _raw_bits(value: Any) -> float:
+    """Size of an answer that is released as it is; what is of an unknown kind counts as unbounded."""
+    if value is None:
+        return 1.0
+    if isinstance(value, str | bytes):
+        return 8.0 * len(value.encode() if isinstance(value, str) else value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        return sum(map(_raw_bits, value.ravel().tolist()))
+    if isinstance(value, np.ndarray | np.generic):
+        return 8.0 * value.nbytes
+    if isinstance(value, bool | int | float):
+        return 64.0
+    if isinstance(value, Mapping):
+        return sum(map(_raw_bits, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple):
+        return sum(map(_raw_bits, value))
+    return math.inf
+
+
+def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Little-endian and contiguous; booleans by their truth; text, whose length varies, as a digest each (BLAKE2b)."""
+    if array.dtype.kind == "b":  # any byte but zero is true
+        array = array.view(np.uint8) != 0
     if array.dtype.kind in "OSU":
-        digests = [hashlib.blake2b(v if isinstance(v, bytes) else str(v).encode(), digest_size=32) for v in array.flat]
-        return np.frombuffer(b"".join(d.digest() for d in digests), np.uint8).reshape(*array.shape, 32)
+        texts = array.ravel().tolist()
+        if not all(isinstance(t, str | bytes) for t in texts):
+            raise InputError(f"input {name!r} holds neither numbers nor text: noise cannot be keyed on it")
+        octets = (t if isinstance(t, bytes) else t.encode() for t in texts)
+        out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in octets), np.uint8)
+        return out.reshape(*array.shape, 32)
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(array.shape)
 
 

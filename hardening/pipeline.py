@@ -268,7 +268,8 @@ class Question:
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
             table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 15) // 16 * 2))
-            layout += [name, array.dtype.str, by_row, repr(array.shape[by_row:])]
+            each = by_row or array.shape[:1] == (1,)
+            layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
         self.words = int(self.table[:, 4].sum())

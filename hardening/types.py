@@ -91,6 +91,23 @@ class Event:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """How a policy fits a model; a checker registered under the entry-point group ``hardening.models`` returns it.
+
+    Attributes:
+        problems: what is wrong, in sentences; empty if the policy fits.
+        warnings: what could not be told from the model, or would be served better otherwise.
+        closed: outputs that the policy leaves closed, with what they seem to hold.
+        widths: entries of a row by output of the policy, where they are fixed.
+    """
+
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    closed: Mapping[str, str] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
 class Clock(Protocol):
     def __call__(self) -> float:
         """Seconds since the epoch."""

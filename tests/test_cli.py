@@ -44,7 +44,7 @@ def test_explain(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["q"]["normal"]["program"] == [["clip", -5.0, 5.0], ["top_k", 1.0, 3.0, -6.0]]
     assert main(["explain", path]) == 0
     text = capsys.readouterr().out
-    assert "unknown; give --classes" in text
+    assert "unknown; give --classes or --model" in text
     assert "carries no more than its bits" in text
 
 

@@ -17,24 +17,13 @@ from numpy import copyto
 
 from hardening.answer import Answer
 from hardening.guard import Guard
+from hardening_onnx.feeds import DTYPES
 
 #: Shapes of questions for which a thread keeps buffers, and their most bytes in all.
 SHAPES = 16
 BYTES = 1 << 26
-_DTYPES = {
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(int16)": np.dtype(np.int16),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(uint32)": np.dtype(np.uint32),
-    "tensor(uint64)": np.dtype(np.uint64),
-    "tensor(bool)": np.dtype(np.bool_),
-}
+#: Booleans are left out: the runtime takes any byte but zero for true, and so must what the noise is keyed on.
+_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype.kind not in "bO"}
 
 
 class Bound:
@@ -90,20 +79,20 @@ class Buffers:
     """What each thread keeps, by the shapes it asks about."""
 
     def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
-        self.inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
+        self._inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
         self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
         known = {d for i in inner.get_inputs() for d in i.shape if isinstance(d, str)}
         #: Outputs whose shape follows from the inputs' shapes.
         self._regular = {
             o.name for o in inner.get_outputs() if all(isinstance(d, int) or d in known for d in o.shape or ())
         }
-        self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self.inputs.values()
+        self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self._inputs.values()
         self._inner, self._guard = inner, guard
         self._local = threading.local()
 
     def _key(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> tuple[Any, ...] | None:
         shapes = []
-        for name, dtype in self.inputs.items():
+        for name, dtype in self._inputs.items():
             value = feed[name]
             if type(value) is not np.ndarray or value.dtype != dtype:
                 return None
@@ -148,7 +137,7 @@ class Buffers:
         if key not in local.seen:
             local.seen = dict(list(local.seen.items())[1 - SHAPES :]) | {key: True}
             return
-        inputs = {name: np.empty(feed[name].shape, dtype) for name, dtype in self.inputs.items()}
+        inputs = {name: np.empty(feed[name].shape, dtype) for name, dtype in self._inputs.items()}
         outputs = {name: np.empty(shapes[name], self._outputs[name]) for name in fetch}
         if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > BYTES // SHAPES:
             return

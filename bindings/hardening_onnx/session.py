@@ -24,6 +24,7 @@ from hardening.errors import InputError, ModelError
 from hardening.guard import Guard
 from hardening.types import Decision
 from hardening_onnx.buffers import Buffers
+from hardening_onnx.feeds import Feeds
 
 #: Public methods of the base class that return no scores and run nothing.
 HARMLESS = frozenset(
@@ -43,6 +44,8 @@ HARMLESS = frozenset(
         "get_session_options",
     }
 )
+#: Private steps of the base class that would bind a raw C session to this object, or make one.
+CONSTRUCTION = ("_bind_session", "_create_inference_session", "_from_initialized_c_session", "_reset_session")
 CLIENT_ENTRY = "hardening.client"
 
 
@@ -87,8 +90,9 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                     policy.pipeline(output.name, tier).check_width(output.shape[-1])
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
+        self.__feeds = Feeds(inner)
+        self.__declared = frozenset(self.__feeds.names)
         self.__buffers = Buffers(inner, self.guard)
-        self.__declared = frozenset(i.name for i in inner.get_inputs())
 
     def get_outputs(self) -> list[Any]:
         """The outputs that the policy releases, in the model's order."""
@@ -115,9 +119,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         names = tuple(output_names) if output_names else self.__all
         if client is None and run_options is not None:
             client = self._client_of(run_options)
-        if input_feed.keys() != self.__declared:
-            self._refuse(input_feed)
-        bound = self.__buffers.find(names, input_feed)
+        bound = self.__buffers.find(names, input_feed) if input_feed.keys() == self.__declared else None
         if bound is None:
             return self._run_once(names, input_feed, run_options, client)
         decision = self.guard.admit(client, bound.rows)
@@ -130,35 +132,26 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             raise
         return bound.copies()
 
-    def _refuse(self, input_feed: Mapping[str, Any]) -> None:
-        for name in input_feed:
-            if name not in self.__declared:
-                raise InputError(
-                    f"input {name!r} is not declared; this model takes: {', '.join(self.__buffers.inputs)}"
-                )
-        missing = [name for name in self.__buffers.inputs if name not in input_feed]
-        raise InputError(f"missing inputs: {', '.join(missing)}")
-
     def _run_once(
         self, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any, client: str | None
     ) -> list[Any]:
-        """For inputs and outputs of every kind: through arrays that the runtime makes."""
+        """For questions and answers of every kind: through arrays that the runtime makes."""
         self.guard.needs(names)
-        first = next((np.shape(input_feed[n]) for n in self.__buffers.inputs if np.ndim(input_feed[n])), (1,))
-        return self._answer(self.guard.admit(client, first[0]), names, input_feed, run_options)
+        feed = self.__feeds.read(input_feed)
+        decision = self.guard.admit(client, self.__feeds.question(feed)[1])
+        return self._answer(decision, names, feed, run_options)
 
     def _answer(
-        self, decision: Decision, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any
+        self, decision: Decision, names: tuple[str, ...], feed: Mapping[str, Any], run_options: Any
     ) -> list[Any]:
         fetch = self.guard.needs(names)
-        results = self.__inner.run(list(fetch), input_feed, run_options)
+        results = self.__inner.run(list(fetch), feed, run_options)
         # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
         outputs = dict(zip(fetch, results, strict=True))
         del results
         shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
-        arrays = {name: np.asarray(value) for name, value in input_feed.items()}
-        released = self.guard.release(decision, outputs, arrays)
-        self.__buffers.learn(names, fetch, input_feed, shapes)
+        released = self.guard.release(decision, outputs, self.__feeds.question(feed)[0])
+        self.__buffers.learn(names, fetch, feed, shapes)
         seen: set[str] = set()
         answer = []
         for name in names:
@@ -185,6 +178,18 @@ for _name in dir(onnxruntime.InferenceSession):
         and callable(getattr(onnxruntime.InferenceSession, _name))
     ):
         setattr(HardenedSession, _name, _closed(_name))
+for _name in CONSTRUCTION:
+    setattr(HardenedSession, _name, _closed(_name))
+
+
+def _refuse_writers(options: Any, made: bool) -> None:
+    """Options by which the runtime would write the model or its profile to a file that nobody protects."""
+    if options is None:
+        return
+    if options.enable_profiling:
+        raise ModelError("enable_profiling writes nodes, shapes and timings to a file: profile a bare session instead")
+    if not made and options.optimized_model_filepath:
+        raise ModelError("optimized_model_filepath writes the whole model to a file: do that in a step of its own")
 
 
 def wrap(
@@ -192,6 +197,7 @@ def wrap(
     policy: Policy,
     sess_options: Any = None,
     providers: Any = None,
+    provider_options: Any = None,
     **kwargs: Any,
 ) -> HardenedSession:
     """Harden a model.
@@ -200,17 +206,20 @@ def wrap(
         model: path of an ONNX file, its bytes, or an existing session. The digest that keys the noise is the SHA-256 of
             the file or bytes; weights kept in further files are not part of it.
         policy: see `hardening.load_policy`.
-        sess_options, providers, kwargs: as for `onnxruntime.InferenceSession`.
+        sess_options, providers, provider_options, kwargs: as for `onnxruntime.InferenceSession`, for a path or bytes.
 
-    Raises ModelError if the model cannot be read or lacks an output of the policy, ConfigError.
+    Raises ModelError if the model cannot be read, lacks an output of the policy or would be written out (profiling,
+    ``optimized_model_filepath``), ConfigError.
     """
     if isinstance(model, HardenedSession):
         raise ModelError("this session is hardened already")
     if isinstance(model, onnxruntime.InferenceSession):
+        _refuse_writers(model.get_session_options(), made=True)
         data = getattr(model, "_model_bytes", None)
         path = getattr(model, "_model_path", None)
         digest = _digest(data if data else Path(path).read_bytes() if path else b"")
         return HardenedSession(model, policy, digest)
+    _refuse_writers(sess_options, made=False)
     name = "the model's bytes" if isinstance(model, bytes) else repr(os.fspath(model))
     try:
         data = model if isinstance(model, bytes) else Path(model).read_bytes()
@@ -218,7 +227,7 @@ def wrap(
         raise ModelError(f"cannot read {name}: {problem.strerror}") from None
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
-        inner = onnxruntime.InferenceSession(source, sess_options, providers, **kwargs)
+        inner = onnxruntime.InferenceSession(source, sess_options, providers, provider_options, **kwargs)
     except Exception as problem:
         raise ModelError(f"ONNX Runtime cannot load {name}; is it a whole ONNX model?") from problem
     return HardenedSession(inner, policy, _digest(data))

@@ -7,16 +7,18 @@ import json
 import math
 from typing import Any
 
+from hardening.cli.models import examine
 from hardening.config import load_policy
 from hardening.kernels import opcodes
 from hardening.pipeline import Pipeline
 
-EXAMPLE = "hardening explain policy.toml --classes 10"
+EXAMPLE = "hardening explain policy.toml --model model.onnx"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="POLICY", help="a policy file (TOML)")
     parser.add_argument("--classes", type=int, metavar="N", help="width of a row; bits per answer depend on it")
+    parser.add_argument("--model", metavar="MODEL", help="a model file, to read the widths from")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.set_defaults(run=run)
 
@@ -48,13 +50,15 @@ _WORDS = {
 
 def run(options: argparse.Namespace) -> int:
     policy = load_policy(options.policy)
+    widths = examine(policy, options.model).widths if options.model else {}
     table = {
-        name: {tier: describe(policy.pipeline(name, tier), options.classes) for tier in policy.tiers}
+        name: {tier: describe(policy.pipeline(name, tier), widths.get(name, options.classes)) for tier in policy.tiers}
         for name in policy.outputs
     }
     if options.json:
         print(json.dumps(table, indent=2))
         return 0
+    unknown = "unknown; give --classes or --model"
     for name, tiers in table.items():
         print(f"{name} ({policy.outputs[name].space})")
         for tier, facts in tiers.items():
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
                 print(f"    with       {', '.join(f'{k} = {v:.6g}' for k, v in facts['parameters'].items())}")
             for sentence in facts["assumptions"]:
                 print(f"    if         {sentence}")
-            print(f"    bits       {'unknown; give --classes' if bits is None else f'{bits:.1f} per answer'}")
+            print(f"    bits       {unknown if bits is None else f'{bits:.1f} per answer'}")
             print(f"    top class  {'kept' if facts['keeps_top1'] else 'may change'}")
             program = (" ".join([op[0], *(f"{v:g}" for v in op[1:])]) for op in facts["program"])
             print(f"    program    {'; '.join(program) or 'empty'}")

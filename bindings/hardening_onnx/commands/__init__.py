@@ -1,0 +1,1 @@
+"""Commands that need ONNX Runtime, registered under the entry-point group ``hardening.commands``."""

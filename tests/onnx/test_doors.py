@@ -1,0 +1,320 @@
+"""Every way to make a hardened session, and every way around it that calling code could take by accident.
+
+Out of scope: code in the same process that means to get around the session. It can assign ``__class__``, read name-
+mangled attributes or search the garbage collector; the boundary against it is another process.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import hardening_onnx
+import magika
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hardening_onnx.session import HardenedSession
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+from onnxruntime.capi import _pybind_state as C
+
+import hardening
+from hardening import InputError, KeySource, Output, Policy
+from hardening.errors import ModelError
+from hardening.transforms import Gaussian, Project, Types
+from tests.onnx.graphs import fix_key
+
+TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(5, 6)).astype("f4")
+
+
+def model(elements: int = T.FLOAT) -> bytes:
+    """x -> Cast -> MatMul -> Softmax -> p, for an input of any numeric kind."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=T.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["z"]),
+        helper.make_node("Softmax", ["z"], ["p"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", elements, ["N", 6])]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4])]
+    weights = [numpy_helper.from_array(np.random.default_rng(0).normal(size=(6, 4)).astype("f4"), "w")]
+    graph = helper.make_graph(nodes, "doors", inputs, outputs, weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(made.SerializeToString())
+
+
+MODEL = model()
+RAW = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    fix_key(tmp_path)
+    return Policy({"p": Output("simplex", {"normal": TIER})}, key=KeySource("file:hardening.key"), root=tmp_path)
+
+
+@pytest.fixture
+def session(policy: Policy) -> HardenedSession:
+    return hardening_onnx.wrap(MODEL, policy)
+
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords"),
+    [
+        ((), {}),
+        ((None, [CPU]), {}),
+        ((), {"providers": [CPU]}),
+        ((), {"providers": [(CPU, {})]}),
+        ((), {"providers": [CPU], "provider_options": [{}]}),
+        ((None, [CPU], [{}]), {}),
+        ((), {"disabled_optimizers": ["ConstantFolding"]}),
+        ((), {"enable_fallback": 0}),
+        ((), {"read_config_from_model": 0}),
+    ],
+)
+def test_signatures_of_the_constructor(policy: Policy, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Each accepted by the bare constructor, each accepted by `wrap`."""
+    bare = ort.InferenceSession(MODEL, *arguments, **keywords)
+    session = hardening_onnx.wrap(MODEL, policy, *arguments, **keywords)
+    assert session.get_providers() == bare.get_providers() == [CPU]
+    assert session.get_provider_options() == bare.get_provider_options()
+    assert np.array_equal(session.run(None, {"x": X})[0].argmax(axis=1), RAW.argmax(axis=1))
+
+
+def test_session_options_arrive(policy: Policy) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = hardening_onnx.wrap(MODEL, policy, options)
+    assert session.get_session_options().intra_op_num_threads == 1
+    assert session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert not np.array_equal(session.run(None, {"x": X})[0], RAW)
+
+
+def test_options_that_write_the_model_or_a_profile_out_are_refused(policy: Policy, tmp_path: Path) -> None:
+    """The optimized model holds every weight, a profile every node: neither belongs in a file that nobody protects."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    with pytest.raises(ModelError, match="optimized_model_filepath writes the whole model"):
+        hardening_onnx.wrap(MODEL, policy, options)
+    assert not (tmp_path / "optimized.onnx").exists()
+    hardening_onnx.wrap(ort.InferenceSession(MODEL, options), policy)  # written before we were asked
+    assert (tmp_path / "optimized.onnx").exists()
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    with pytest.raises(ModelError, match="enable_profiling"):
+        hardening_onnx.wrap(MODEL, policy, options)
+    assert not list(tmp_path.glob("profile*"))
+    with pytest.raises(ModelError, match="enable_profiling"):
+        hardening_onnx.wrap(ort.InferenceSession(MODEL, options), policy)
+
+
+@pytest.mark.filterwarnings("ignore:onnx.version is deprecated")  # imported by onnxruntime.backend
+def test_backend_prepare_takes_a_hardened_session(session: HardenedSession) -> None:
+    from onnxruntime import backend
+
+    prepared = backend.prepare(session)
+    expected = session.run(None, {"x": X})[0]
+    assert np.array_equal(prepared.run([X])[0], expected)
+    assert np.array_equal(prepared.run(X)[0], expected)
+    assert np.array_equal(backend.run(session, [X])[0], expected)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        prepared.run([X], terminate=True)
+
+
+@pytest.mark.parametrize("step", ["_bind_session", "_create_inference_session", "_reset_session"])
+def test_private_steps_of_construction_bind_no_raw_session(session: HardenedSession, step: str) -> None:
+    with pytest.raises(InputError, match="closed on a hardened session"):
+        getattr(session, step)(ort.InferenceSession(MODEL)._sess, None)
+    with pytest.raises(InputError, match="C session"):
+        session._sess.run(["p"], {"x": X}, None)
+
+
+def test_no_hardened_session_is_made_around_a_c_session() -> None:
+    with pytest.raises(InputError, match="_from_initialized_c_session is closed"):
+        HardenedSession._from_initialized_c_session(ort.InferenceSession(MODEL)._sess)
+
+
+def test_a_session_from_a_c_session_is_wrapped_like_any_other(policy: Policy) -> None:
+    """The route of model packages: no constructor ran, there is neither path nor bytes to take a digest of."""
+    made = ort.InferenceSession._from_initialized_c_session(ort.InferenceSession(MODEL)._sess)
+    session = hardening_onnx.wrap(made, policy)
+    assert not np.array_equal(session.run(None, {"x": X})[0], RAW)
+
+
+def test_a_hardened_session_is_not_hardened_twice(session: HardenedSession, policy: Policy) -> None:
+    with pytest.raises(ModelError, match="hardened already"):
+        hardening_onnx.wrap(session, policy)
+
+
+def test_subclasses_of_the_session_are_wrapped(policy: Policy) -> None:
+    class Theirs(ort.InferenceSession):  # type: ignore[misc]
+        def run(self, *_: Any, **__: Any) -> Any:
+            return [np.full((5, 4), 0.25, "f4")]
+
+    assert hardening_onnx.wrap(Theirs(MODEL), policy).run(None, {"x": X})[0].shape == (5, 4)
+
+
+def test_bindings_find_a_closed_door(session: HardenedSession) -> None:
+    for bind in (ort.IOBinding, lambda s: C.SessionIOBinding(s._sess), lambda s: C.SessionIOBinding(s)):
+        with pytest.raises((TypeError, InputError)):
+            bind(session)
+    bound = ort.InferenceSession(MODEL).io_binding()
+    with pytest.raises(InputError, match="run_with_iobinding is closed"):
+        session.run_with_iobinding(bound)
+    with pytest.raises((ValueError, InputError)):
+        ort.InferenceSession.run_with_iobinding(session, bound)
+
+
+def test_the_conduit_of_pybind_hands_nothing_out(session: HardenedSession) -> None:
+    """pybind11 takes a foreign object for its own if it offers ``_pybind11_conduit_v1_``."""
+    with pytest.raises(InputError, match="_pybind11_conduit_v1_"):
+        _ = session._sess._pybind11_conduit_v1_
+    assert not hasattr(session, "_pybind11_conduit_v1_")
+
+
+@pytest.mark.parametrize("method", ["run", "run_async", "run_with_ort_values", "io_binding", "end_profiling"])
+def test_unbound_methods_of_the_base_class_are_closed(session: HardenedSession, method: str) -> None:
+    value = ort.OrtValue.ortvalue_from_numpy(X)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "run": (["p"], {"x": X}),
+        "run_async": (["p"], {"x": X}, lambda *_: None, None),
+        "run_with_ort_values": (["p"], {"x": value}),
+    }
+    with pytest.raises(InputError):
+        getattr(ort.InferenceSession, method)(session, *arguments.get(method, ()))
+
+
+def test_set_providers_is_closed_and_leaves_the_session_hardened(session: HardenedSession) -> None:
+    before = session.run(None, {"x": X})[0]
+    with pytest.raises(InputError, match="set_providers is closed"):
+        session.set_providers([CPU])
+    with pytest.raises(InputError, match="_reset_session is closed"):
+        ort.InferenceSession.set_providers(session, [CPU])
+    assert np.array_equal(session.run(None, {"x": X})[0], before)
+
+
+def test_assigning_the_class_gives_no_answer(session: HardenedSession) -> None:
+    """Beyond what is promised: even so the C session is not where the base class looks for it."""
+    session.__class__ = ort.InferenceSession  # type: ignore[assignment]
+    with pytest.raises(InputError, match="C session"):
+        session.run(["p"], {"x": X})
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(session: HardenedSession, copied: Any) -> None:
+    with pytest.raises(TypeError, match="call wrap again"):
+        copied(session)
+
+
+def test_attributes_that_libraries_read(session: HardenedSession, policy: Policy, tmp_path: Path) -> None:
+    assert session._providers == [CPU]
+    assert session._model_bytes == MODEL
+    (tmp_path / "m.onnx").write_bytes(MODEL)
+    assert hardening_onnx.wrap(tmp_path / "m.onnx", policy)._model_path == str(tmp_path / "m.onnx")
+    assert session.get_modelmeta().graph_name == "doors"
+    session.disable_fallback()
+    session.enable_fallback()
+
+
+def test_one_question_has_one_answer_however_it_is_written(session: HardenedSession) -> None:
+    """What the runtime rounds away or ignores must not key another noise, or averaging would work again."""
+    x = np.array([[0.1, -0.5, 0.25, 0.0, 1.0, 2.0]], "f4")
+    expected = session.run(None, {"x": x})[0]
+    off = x.astype("f8") * (1 + 1e-12)
+    assert not np.array_equal(off, x)
+    asked = [x.tolist(), off.tolist(), x.copy("F"), np.asarray(ort.OrtValue.ortvalue_from_numpy(x)), list(x), x + 0]
+    asked += [np.where(x == 0, np.float32(-0.0), x), ort.OrtValue.ortvalue_from_numpy(x)]
+    for value in asked:
+        assert np.array_equal(session.run(None, {"x": value})[0], expected), type(value)
+    with pytest.raises(InputError, match="'x' is not a tensor of float32"):
+        session.run(None, {"x": [["a"] * 6]})
+    assert not np.array_equal(session.run(None, {"x": x + np.float32(0.01)})[0], expected)
+
+
+def test_any_byte_but_zero_is_true(policy: Policy) -> None:
+    session = hardening_onnx.wrap(model(T.BOOL), policy)
+    true = np.array([[1, 0, 1, 1, 0, 0]], np.uint8)
+    expected = session.run(None, {"x": true.astype(bool)})[0]
+    assert np.array_equal(session.run(None, {"x": (true * 7).view(bool)})[0], expected)
+
+
+def test_texts_are_keyed_by_what_they_say(policy: Policy) -> None:
+    """Neither the width of numpy's dtype nor a longer text in the same batch may change a row's noise."""
+    nodes = [
+        helper.make_node("LabelEncoder", ["x"], ["f"], domain="ai.onnx.ml", keys_strings=["a"], values_floats=[1.0]),
+        helper.make_node("MatMul", ["f", "w"], ["z"]),
+        helper.make_node("Softmax", ["z"], ["p"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", T.STRING, ["N", 1])]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4])]
+    weights = [numpy_helper.from_array(np.eye(1, 4, dtype="f4"), "w")]
+    graph = helper.make_graph(nodes, "texts", inputs, outputs, weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(made)
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    expected = session.run(None, {"x": np.array([["a"]])})[0][0]
+    for value in (np.array([["a"]], "U9"), np.array([["a"]], object), [["a"]], np.array([["a"], ["a longer one"]])):
+        assert np.array_equal(session.run(None, {"x": value})[0][0], expected)
+    assert not np.array_equal(session.run(None, {"x": np.array([["a longer one"]])})[0][0], expected)
+
+
+def test_an_optional_input_may_be_left_out_and_that_is_one_question(policy: Policy) -> None:
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(T.FLOAT, [2]))
+    nodes = [helper.make_node("OptionalHasElement", ["o"], ["y"]), helper.make_node("Softmax", ["x"], ["p"])]
+    inputs = [helper.make_tensor_value_info("x", T.FLOAT, ["N", 4]), helper.make_value_info("o", optional)]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4]), helper.make_tensor_value_info("y", T.BOOL, [])]
+    graph = helper.make_graph(nodes, "optional", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    outputs = dict(policy.outputs) | {"y": Output("open")}
+    session = hardening_onnx.wrap(made.SerializeToString(), Policy(outputs, policy.key, root=policy.root))
+    p, given = session.run(None, {"x": X[:, :4]})
+    assert not given
+    assert np.array_equal(session.run(["p"], {"x": X[:, :4], "o": None})[0], p)
+    other, given = session.run(None, {"x": X[:, :4], "o": np.ones(2, "f4")})
+    assert given
+    assert not np.array_equal(other, p)
+    with pytest.raises(InputError, match="missing inputs: x"):
+        session.run(None, {"o": None})
+
+
+MAGIKA = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
+
+
+def test_magika_identifies_files_through_a_hardened_session(policy: Policy, tmp_path: Path) -> None:
+    """The library as it is on PyPI, its own session replaced; it feeds plain lists."""
+    identifier = magika.Magika()
+    files = {
+        "python": Path(__file__),
+        "ini": Path(__file__).parents[2] / "setup.cfg",
+        "markdown": Path(__file__).parents[2] / "README.md",
+        "html": tmp_path / "page",
+        "png": Path(str(tmp_path / "image")),
+    }
+    files["html"].write_text("<!DOCTYPE html><html><head><title>t</title></head><body><p>text</p></body></html>" * 3)
+    files["png"].write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + RNG.bytes(600))
+    bare = {path: identifier.identify_path(path).output.label for path in files.values()}
+    output = Output("simplex", {"normal": TIER})
+    own = Policy({"target_label": output}, key=policy.key, root=tmp_path)
+    session = hardening_onnx.wrap(identifier._onnx_session, own)
+    identifier._onnx_session = session
+    with hardening.as_client("alice"):
+        ours = {path: identifier.identify_path(path) for path in files.values()}
+        together = identifier.identify_paths(list(files.values()))
+    for path, result in ours.items():
+        assert result.output.label == bare[path]
+        assert round(result.score * 100) == pytest.approx(result.score * 100, abs=1e-4)
+    assert [r.output.label for r in together] == [bare[p] for p in files.values()]
+    assert len(set(bare.values())) >= 4
+    assert session.guard.standing("alice").queries == 2 * len(files)
