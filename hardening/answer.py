@@ -193,7 +193,8 @@ def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
         octets = (t if isinstance(t, bytes) else t.encode() for t in texts)
         out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in octets), np.uint8)
         return out.reshape(*array.shape, 32)
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(array.shape)
+    little: NDArray[Any] = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return little.reshape(array.shape)
 
 
 def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:
@@ -204,9 +205,9 @@ def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:
     return np.array([list(m.values()) for m in maps], np.float32).reshape(len(maps), len(keys))
 
 
-def _labels(name: str, label: str, rules: Output, raw: Any, released: Any) -> NDArray[Any]:
+def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> NDArray[Any]:
     """The arg-max of the released scores, in the shape and dtype of the model's own labels; in place if it can be."""
-    raw = np.asarray(raw)
+    raw: NDArray[Any] = np.asarray(given)
     classes: Any = rules.classes
     if isinstance(released, list):
         classes = classes or (tuple(released[0]) if released else ())

@@ -261,7 +261,8 @@ class Question:
     def __init__(self, key: Key, model_digest: str, inputs: Mapping[str, NDArray[Any]], rows: int) -> None:
         from hardening.kernels import tag
 
-        table, layout = [], []
+        table: list[tuple[int, ...]] = []
+        layout: list[str | int] = []
         for name in sorted(inputs):
             array = inputs[name]
             by_row = array.ndim > 0 and len(array) == rows
@@ -278,7 +279,8 @@ class Question:
 
 def lanes_room(width: int) -> int:
     """float64 numbers that a block of rows of `width` entries takes."""
-    from hardening.kernels.program import NARROW, WIDTH
+    from hardening.kernels.lanes import WIDTH
+    from hardening.kernels.program import NARROW
 
     return WIDTH * (width if width <= NARROW else (width + WIDTH - 1) // WIDTH)
 
@@ -292,7 +294,8 @@ def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
 
 def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.float64]:
     """Secret signs behind the cells that coverage counts, for `kernels.summary.cells_of`."""
-    from hardening.kernels.summary import FOLD, WIDTH
+    from hardening.kernels.lanes import WIDTH
+    from hardening.kernels.summary import FOLD
 
     purpose = ("coverage", model_digest, output)
     seed = derive(key, *purpose) if key else hashlib.blake2b(repr(purpose).encode(), digest_size=32).digest()

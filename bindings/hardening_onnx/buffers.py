@@ -8,7 +8,7 @@ put it, in memory that nobody else sees, and a copy of the hardened answer leave
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,10 @@ class Bound:
         for name, array in outputs.items():
             io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         # The session's own wrapper does nothing but pass these on.
-        self._run = getattr(getattr(inner, "_sess", None), "run_with_iobinding", None)
-        self._io = getattr(io, "_iobinding", None)
-        if self._run is None or self._io is None:
-            self._run, self._io = inner.run_with_iobinding, io
+        direct = getattr(getattr(inner, "_sess", None), "run_with_iobinding", None)
+        bare = getattr(io, "_iobinding", None)
+        self._run: Callable[[Any, Any], None] = inner.run_with_iobinding if bare is None or direct is None else direct
+        self._io = io if bare is None or direct is None else bare
         self.inputs = tuple((name, array, array.shape, array.dtype) for name, array in inputs.items())
         self._results = tuple(outputs[name] for name in names)
 

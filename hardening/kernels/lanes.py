@@ -346,7 +346,7 @@ def load(_context: Any, array: Any, index: Any) -> Any:
     """Elements 8 * index and on of a float64 array."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return b.load(_place(context, b, signature.args[0], *args, FLOATS.representation), align=8)
+        return b.load(_place(context, b, signature.args[0], args[0], args[1], FLOATS.representation), align=8)
 
     return FLOATS(array, types.int64), codegen
 
@@ -367,7 +367,7 @@ def load_longs(_context: Any, array: Any, index: Any) -> Any:
     """Elements 8 * index and on of a uint64 array."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return b.load(_place(context, b, signature.args[0], *args, LONGS.representation), align=8)
+        return b.load(_place(context, b, signature.args[0], args[0], args[1], LONGS.representation), align=8)
 
     return LONGS(array, types.int64), codegen
 
@@ -377,7 +377,7 @@ def load_words(_context: Any, array: Any, index: Any) -> Any:
     """Elements 8 * index to 8 * index + 7 of a uint32 array, twice."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        eight = b.load(_place(context, b, signature.args[0], *args, _vector(_I32)), align=4)
+        eight = b.load(_place(context, b, signature.args[0], args[0], args[1], _vector(_I32)), align=4)
         twice = ir.Constant(WORDS.representation, [*range(WIDTH), *range(WIDTH)])
         return b.shuffle_vector(eight, ir.Constant(eight.type, ir.Undefined), twice)
 
