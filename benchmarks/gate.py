@@ -117,7 +117,7 @@ class Race:
             if name not in variants:
                 pytest.fail(f"{self.row}: the budget compares {name!r}; measured are: {', '.join(variants)}", False)
         turns = Interleaved(variants, fresh)
-        cost = turns.calibrate()
+        cost = turns.calibrate(self.budget.base)
         seconds, fewest, most = FORMS[self.form]
         rounds = rounds or max(fewest, min(most, int(seconds / cost)))
         self.benchmark.pedantic(self._round, args=(turns,), rounds=rounds)

@@ -58,8 +58,10 @@ class Ratio:
 
 
 def shown(value: float) -> str:
-    """A ratio with three significant digits, and never fewer than two decimals below ten."""
-    return f"{value:.3g}" if value >= 10 or value < 0.1 else f"{value:.3f}"
+    """A ratio for people: about three significant digits, near 1 four."""
+    if value < 0.1:
+        return f"{value:#.3g}"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
@@ -125,14 +127,19 @@ class Interleaved:
         self.times: dict[str, list[float]] = {name: [] for name in self._variants}
         self.calls = dict.fromkeys(self._variants, 1)
 
-    def calibrate(self, sample: float = SAMPLE) -> float:
-        """Warm every variant up and choose `calls`; returns how long a round takes, in seconds."""
+    def calibrate(self, base: str, sample: float = SAMPLE) -> float:
+        """Warm every variant up and choose `calls`; returns how long a round takes, in seconds.
+
+        No variant gets more calls in a row than `base`: what follows a model's run once must not profit from a loop
+        that keeps it in the caches.
+        """
         for variant in self._variants.values():
             variant(self._fresh(self._inputs))
         cost = self._timed_round()
         while cost < TRIAL and len(self.times[next(iter(self.times))]) < 4:
             quickest = {name: min(times) for name, times in self.times.items()}
-            self.calls = {n: max(1, min(MOST_CALLS, round(sample / t))) for n, t in quickest.items()}
+            most = max(1, min(MOST_CALLS, round(sample / quickest[base])))
+            self.calls = {n: max(1, min(most, round(sample / t))) for n, t in quickest.items()}
             cost = self._timed_round()
         self.times = {name: [] for name in self._variants}
         return cost

@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.paired import Ratio, shown
 
 STYLES = {"met": "green", "within noise": "yellow", "exceeded": "bold red"}
-WIDTH = 150
+WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -49,41 +49,42 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.0f} ns"
 
 
-def _of_group(title: str, results: Sequence[Result]) -> Table:
+def _table(results: Sequence[Result]) -> Table:
+    subject, base = results[0].subject, results[0].base
     ratios = [{**r.variants, **r.leanest} for r in results]
-    columns = list(dict.fromkeys(name for row in ratios for name in row))
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    columns = list(dict.fromkeys(name for row in ratios for name in row if name != subject))
+    table = Table(
+        title=f"{results[0].group}: {subject} / {base}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     table.add_column("row", no_wrap=True)
-    table.add_column("judged", no_wrap=True)
     for name in ("ratio", "interval", "budget"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", style="dim")
-    for name in ("judged *", "base *"):
-        table.add_column(name, justify="right", style="dim", no_wrap=True)
+    for name in (subject, base):
+        table.add_column(f"{name} *", justify="right", style="dim")
     for result, row in zip(results, ratios, strict=True):
         style = STYLES[result.verdict]
         table.add_row(
             result.row,
-            result.subject,
             f"[{style}]{shown(result.ratio.median)}",
             f"{shown(result.ratio.low)} - {shown(result.ratio.high)}",
             shown(result.budget),
             f"[{style}]{result.verdict}",
             *(shown(row[name].median) if name in row else "" for name in columns),
-            duration(result.seconds[result.subject]),
-            duration(result.seconds[result.base]),
+            duration(result.seconds[subject]),
+            duration(result.seconds[base]),
         )
     return table
 
 
 def render(results: Sequence[Result], colour: bool) -> str:
-    """All results as text, in one table for each group and base."""
+    """All results as text, in one table for each pair of variants that a group of rows compares."""
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, force_terminal=colour, no_color=not colour, highlight=False)
-    for group, base in dict.fromkeys((r.group, r.base) for r in results):
-        own = [r for r in results if (r.group, r.base) == (group, base)]
-        console.print(_of_group(f"{group}: time as a ratio to {base}", own))
+    for key in dict.fromkeys((r.group, r.subject, r.base) for r in results):
+        console.print(_table([r for r in results if (r.group, r.subject, r.base) == key]))
+    console.print("Dim: the other variants' times as ratios to the same base, not judged.")
     console.print("* One call on this machine now, median: for orientation, not comparable between runs.")
     return out.getvalue().rstrip()

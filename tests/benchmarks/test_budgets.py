@@ -67,6 +67,6 @@ def test_the_table_names_row_ratio_interval_budget_and_verdict() -> None:
         "mlp", "call", "ours", "bare", ratio, 1.1, "exceeded", {"ours": ratio}, {}, {"ours": 2e-6, "bare": 1}
     )
     text = table.render([result], colour=False)
-    for part in ("mlp", "ours", "ratio to bare", "1.234", "1.200 - 1.300", "1.100", "exceeded", "2 µs", "1 s"):
+    for part in ("mlp", "call: ours / bare", "1.234", "1.200 - 1.300", "1.100", "exceeded", "2 µs", "1 s"):
         assert part in text
     assert "\x1b" not in text

@@ -125,18 +125,27 @@ def test_the_order_changes_between_rounds() -> None:
 
 def test_calibration_makes_samples_of_equal_length_and_leaves_no_times() -> None:
     turns = Work().interleaved(1_000, 50_000)
-    cost = turns.calibrate(sample=250e-6)
+    cost = turns.calibrate("quick", sample=250e-6)
     assert turns.calls == {"quick": MOST_CALLS, "slow": 5}
     assert cost == pytest.approx(MOST_CALLS * 1e-6 + 5 * 50e-6)
     assert turns.times == {"quick": [], "slow": []}
 
 
+def test_no_variant_is_called_more_often_in_a_row_than_the_base() -> None:
+    turns = Work().interleaved(1_000, 50_000)
+    turns.calibrate("slow", sample=250e-6)
+    assert turns.calls == {"quick": 5, "slow": 5}
+
+
 def test_calibration_of_slow_variants_does_not_repeat_them() -> None:
     work = Work()
-    work.interleaved(500_000_000, 500_000_000).calibrate()
+    work.interleaved(500_000_000, 500_000_000).calibrate("quick")
     assert work.order.count("slow") == 2
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0123, "0.0123"), (1.0, "1.000"), (3.14159, "3.142"), (123.4, "123")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.0123"), (1.0, "1.000"), (3.14159, "3.142"), (0.065, "0.0650"), (12.34, "12.3"), (1234.5, "1234")],
+)
 def test_ratios_are_shown_with_the_digits_that_matter(value: float, text: str) -> None:
     assert shown(value) == text
