@@ -13,7 +13,7 @@ import pytest
 import hardening
 from benchmarks import variants
 from benchmarks.gate import Race
-from benchmarks.models import MODELS, options
+from benchmarks.models import MODELS
 
 CASES = [
     pytest.param(
@@ -35,7 +35,9 @@ def test_call(model: str, rows: int, policy: str, race: Race, tmp_path: Path) ->
     source, output = subject.source
     chosen = variants.load(tmp_path, policy, output)
     bare = subject.session()
-    hardened = hardening_onnx.wrap(subject.data, chosen, options(), ["CPUExecutionProvider"])
+    hardened = hardening_onnx.wrap(
+        bare, chosen
+    )  # the same session, so that weights are as warm for one as for the other
     guard = hardening.Guard(chosen)
     chain, art = variants.NUMPY[policy], variants.art(policy)
     names = [output]

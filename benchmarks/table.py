@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.paired import Ratio, shown
 
 STYLES = {"met": "green", "within noise": "yellow", "exceeded": "bold red"}
-WIDTH = 140
+WIDTH = 160
 
 
 @dataclass(frozen=True)
