@@ -22,13 +22,14 @@ test: lint
 $(BENCH)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install --quiet -e '.[bench]'
-	mkdir -p .benchmarks
 	touch $@
 
 bench: $(BENCH)/ready
+	mkdir -p .benchmarks
 	$(BENCH)/bin/python -m pytest benchmarks --benchmark-quiet --benchmark-json=.benchmarks/long.json
 
 bench-short: $(BENCH)/ready
+	mkdir -p .benchmarks
 	$(BENCH)/bin/python -m pytest benchmarks --benchmark-quiet --short --benchmark-json=.benchmarks/short.json
 
 clean:
