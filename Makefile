@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 
-.PHONY: test lint clean
+.PHONY: test lint bench bench-short clean
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e '.[test]'
@@ -17,5 +18,19 @@ lint: $(VENV)/ready
 test: lint
 	$(BIN)/python -m pytest
 
+# Peers and their dependencies live apart from the tests. Results, as JSON: .benchmarks/
+$(BENCH)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet -e '.[bench]'
+	touch $@
+
+bench: $(BENCH)/ready
+	mkdir -p .benchmarks
+	$(BENCH)/bin/python -m pytest benchmarks --benchmark-quiet --benchmark-json=.benchmarks/long.json
+
+bench-short: $(BENCH)/ready
+	mkdir -p .benchmarks
+	$(BENCH)/bin/python -m pytest benchmarks --benchmark-quiet --short --benchmark-json=.benchmarks/short.json
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(BENCH) .benchmarks build *.egg-info

@@ -200,7 +200,6 @@ def test_bound_buffers_answer_as_the_runtime_does(session: HardenedSession, poli
                     answer = dict(zip(names or ["p", "label"], fresh.run(names, {"x": question}), strict=True))
                     assert np.array_equal(answer["p"], p)
                     assert np.array_equal(answer["label"], label)
-                    assert answer["p"].flags.owndata
     assert any(getattr(fresh._HardenedSession__buffers._local, "bound", {}).values())
 
 

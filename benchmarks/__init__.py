@@ -1,0 +1,1 @@
+"""What hardening costs, as ratios against bare runs and peers that are measured in the same rounds."""
