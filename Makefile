@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint clean
+.PHONY: test lint demo clean
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e '.[test]'
@@ -16,6 +16,9 @@ lint: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+demo: $(VENV)/ready
+	$(BIN)/hardening demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

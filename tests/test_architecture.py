@@ -45,7 +45,8 @@ def test_every_package_is_listed() -> None:
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "hardening").rglob("__init__.py")}
-    found |= {p.parent.name for p in (ROOT / "bindings").glob("*/__init__.py")}
+    bindings = ROOT / "bindings"
+    found |= {".".join(p.parent.relative_to(bindings).parts) for p in bindings.rglob("__init__.py")}
     assert listed == found
 
 

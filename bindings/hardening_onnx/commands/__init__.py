@@ -1,0 +1,1 @@
+"""Commands of the `hardening` program that need ONNX Runtime."""

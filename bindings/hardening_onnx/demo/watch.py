@@ -1,0 +1,91 @@
+"""Query entropy: who asks what no file would ask? Thresholds from ordinary clients, tried on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.types import Standing
+
+#: How far beyond the most unusual calibrating client a client has to be.
+MARGIN = 1.25
+
+
+def shares(standing: Standing) -> NDArray[np.float64]:
+    """The entropy histogram of a client as shares of its rows."""
+    counts = np.asarray(standing.histogram, np.float64)
+    return np.asarray(counts / max(1.0, counts.sum()))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What ordinary clients look like.
+
+    Attributes:
+        clients: how many were looked at.
+        low, high: bounds of the mean posterior entropy, bits: the calibrating clients' extremes and `MARGIN`.
+        usual: pooled entropy histogram, as shares.
+        distance: bound of the total variation distance from `usual`, with the same margin.
+    """
+
+    clients: int
+    low: float
+    high: float
+    usual: tuple[float, ...]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One client against a threshold. `reasons` is empty for a client that is not flagged."""
+
+    client: str
+    queries: int
+    entropy: float
+    histogram: tuple[float, ...]
+    distance: float
+    reasons: tuple[str, ...]
+
+    @property
+    def flagged(self) -> bool:
+        return bool(self.reasons)
+
+
+def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(np.abs(a - b).sum() / 2)
+
+
+def calibrate(standings: Sequence[Standing]) -> Threshold:
+    """The threshold that these ordinary clients suggest."""
+    usual = np.mean([shares(s) for s in standings], axis=0)
+    means = [s.posterior_entropy for s in standings]
+    furthest = max(_distance(shares(s), usual) for s in standings)
+    return Threshold(len(standings), min(means) / MARGIN, max(means) * MARGIN, tuple(usual.tolist()), furthest * MARGIN)
+
+
+def judge(client: str, standing: Standing, threshold: Threshold) -> Watched:
+    """Compare what a client has asked with the threshold, on both sides of the mean and in the histogram."""
+    own = shares(standing)
+    distance = _distance(own, np.array(threshold.usual))
+    entropy = standing.posterior_entropy
+    reasons = {
+        "mean too low": entropy < threshold.low,
+        "mean too high": entropy > threshold.high,
+        "unusual histogram": distance > threshold.distance,
+    }
+    found = tuple(reason for reason, holds in reasons.items() if holds)
+    return Watched(client, standing.queries, entropy, tuple(own.tolist()), distance, found)
+
+
+def ordinary_files(kinds: Sequence[str], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices of the files that one ordinary client sends: `count` draws among a random half of the `kinds` there are.
+
+    Clients differ, as people do; a threshold calibrated on equal clients would be too narrow.
+    """
+    names = np.array(sorted(set(kinds)))
+    own = rng.permutation(names)[: max(1, len(names) // 2)]
+    available = np.flatnonzero(np.isin(np.asarray(kinds), own))
+    return np.asarray(rng.choice(available, count, replace=len(available) < count))
