@@ -1,9 +1,9 @@
 """Model extraction: train a copy of a model on its answers, and measure how often the copy agrees with it.
 
-Two attacks, in plain numpy. `extract` trains a student by cross-entropy on the scores it was given (Tramer et al. 2016;
-Orekondy et al., Knockoff Nets, 2019). `solve` recovers a softmax regression from the logarithms of its scores (Tramer et
-al. 2016, equation solving). Both are adaptive: the attacker looks at the answers in several ways, and what is reported is
-the way that served him best, chosen on the very data that judges him - so the figures err in the attacker's favour.
+Two attacks, in plain numpy. `extract` trains a student by cross-entropy on the scores it was given (Tramer et al.
+2016; Orekondy et al., Knockoff Nets, 2019). `solve` recovers a softmax regression from the logarithms of its scores
+(Tramer et al. 2016, equation solving). Both are adaptive: the attacker looks at the answers in several ways, and what
+is reported is the way that served him best, chosen on the very data that judges him - so the figures err in his favour.
 
 Fidelity is top-1 agreement with the undefended model on inputs that were not asked (Jagielski et al. 2020).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def train(
     x, t = np.asarray(features, np.float32), np.asarray(targets, np.float32)
     sizes = (x.shape[1], *how.hidden, t.shape[1])
     parameters: list[NDArray[np.float32]] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         parameters.append(rng.normal(0, math.sqrt(2 / fan_in), (fan_in, fan_out)).astype(np.float32))
         parameters.append(np.zeros(fan_out, np.float32))
     first, second = ([np.zeros_like(p) for p in parameters] for _ in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
@@ -68,5 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(plain.as_json(told), indent=2))
     else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
         show.show(told, Console())
     return 0

@@ -35,7 +35,10 @@ def find_magika() -> Magika:
     path = found[-1]
     try:
         config = json.loads(path.with_name("config.min.json").read_text("utf-8"))
-        sizes, classes = (config["beg_size"], config["end_size"], config["padding_token"]), config["target_labels_space"]
+        sizes, classes = (
+            (config["beg_size"], config["end_size"], config["padding_token"]),
+            config["target_labels_space"],
+        )
     except (OSError, ValueError, KeyError) as problem:
         raise ModelError(f"{path.with_name('config.min.json')} cannot be read: {problem!r}") from None
     if sizes != (1024, 1024, 256):

@@ -18,9 +18,11 @@ create = true
 [outputs.{output}]
 space = "simplex"
 [outputs.{output}.tiers]
-normal  = [ {{kind = "gaussian", sigma = 0.02}}, {{kind = "project", keep_top1 = true}},
+normal  = [ {{kind = "gaussian", sigma = 0.02}},
+            {{kind = "project", keep_top1 = true}},
             {{kind = "top_k", k = 5}}, {{kind = "types", n = 20}} ]
-suspect = [ {{kind = "gaussian", sigma = 0.1}}, {{kind = "project", keep_top1 = true}},
+suspect = [ {{kind = "gaussian", sigma = 0.05}},
+            {{kind = "project", keep_top1 = true}},
             {{kind = "top_k", k = 2}}, {{kind = "types", n = 5}} ]
 label   = [ {{kind = "label_only"}} ]
 """
@@ -36,6 +38,6 @@ def policy(output: str, root: Path, tier: str = "normal") -> Policy:
 
 
 def noise_only(output: str, root: Path, key: str) -> Policy:
-    """Noise and nothing that would hide its mean, drawn by question (`key` "input") or anew for each answer ("fresh")."""
+    """Noise and nothing that would hide its mean; `key` is "input" (by question) or "fresh" (anew for each answer)."""
     steps = (Gaussian(sigma=SIGMA, key=key), Project())  # type: ignore[arg-type]
     return Policy({output: Output("simplex", {"normal": steps})}, KeySource("file:demo.key", create=True), root=root)

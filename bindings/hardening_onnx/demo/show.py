@@ -16,17 +16,17 @@ from hardening.audit.extraction import Extraction, wilson
 from hardening.types import Guarantee
 from hardening_onnx.demo.story import Story
 from hardening_onnx.demo.thief import BARE
-from hardening_onnx.demo.watch import Watched
+from hardening_onnx.demo.watch import MARGIN, QUANTILE, Watched
 
 _STYLES = {BARE: "red", "normal": "green", "suspect": "yellow", "label": "cyan"}
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDEST = 100
 
 NEXT = (
-    ("hardening init model.onnx -o policy.toml", "read your model's outputs, write a policy"),
+    ("hardening init model.onnx -o policy.toml", "write a policy for it"),
     ("hardening check policy.toml", "validate it"),
-    ("hardening explain policy.toml", "what each tier promises, in bits"),
-    ("hardening serve model.onnx --policy policy.toml", "answer over gRPC, hardened"),
+    ("hardening explain policy.toml", "what each tier promises"),
+    ("hardening serve model.onnx --policy policy.toml", "answer over gRPC"),
 )
 
 
@@ -58,7 +58,8 @@ def show(story: Story, console: Console) -> None:
     for command, why in NEXT:
         steps.add_row(f"[bold green]{command}[/bold green]", why)
     console.print(Panel(steps, title="[bold]next, with your own model[/bold]", title_align="left", expand=False))
-    console.print("In Python:  session = hardening_onnx.wrap('model.onnx', hardening.load_policy('policy.toml'))")
+    console.print("In Python:")
+    console.print('session = hardening_onnx.wrap("model.onnx", hardening.load_policy("policy.toml"))', soft_wrap=True)
 
 
 def _opening(story: Story, console: Console) -> None:
@@ -171,12 +172,12 @@ def _solving(story: Story, console: Console) -> None:
     )
     console.print()
     _fidelities(story.solutions, console)
-    bare, first = story.solutions[BARE][0], list(story.tiers)[0]
+    bare, first = story.solutions[BARE][0], next(iter(story.tiers))
     hardened = story.solutions[first]
     console.print(
         f"Undefended, {bare.queries} questions give {_percent(bare.fidelity.value)}; in tier {first} the same "
         f"questions give {_percent(hardened[0].fidelity.value)} and {hardened[-1].queries} give "
-        f"{_percent(hardened[-1].fidelity.value)}. Again: bought time, not safety."
+        f"{_percent(hardened[-1].fidelity.value)}. This buys time, not safety."
     )
 
 
@@ -209,13 +210,16 @@ def _watching(story: Story, console: Console) -> None:
     limit = story.threshold
     console.print(
         "The guard keeps the entropy of the model's own scores for each client. "
-        f"{limit.clients} ordinary clients, each with files of a random half of the kinds there are, set the threshold: "
-        f"their extremes and 25 %, so mean {limit.low:.2f} to {limit.high:.2f} bits, histogram within "
-        f"{limit.distance:.2f} of the usual."
+        f"{limit.clients} ordinary clients, each with files of a random half of the kinds there are, set the "
+        f"threshold: their {100 * QUANTILE:.0f} % quantiles, times {MARGIN:g}. Here: mean {limit.low:.2f} to "
+        f"{limit.high:.2f} bits, histogram (left sure, right unsure) within a distance of {limit.distance:.2f} from "
+        "the usual."
     )
     console.print()
-    table = _table("who sends what", "questions", "mean", "histogram", "distance", "verdict", right=("questions", "mean"))
-    flagged = [client for client in story.ordinary if client.flagged]
+    table = _table(
+        "who sends what", "questions", "mean", "histogram", "distance", "verdict", right=("questions", "mean")
+    )
+    flagged = sum(client.flagged for client in story.ordinary)
     ordered = sorted(story.ordinary, key=lambda client: client.entropy)
     for client in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
         _watched(table, client)
@@ -223,17 +227,16 @@ def _watching(story: Story, console: Console) -> None:
     for client in story.attackers:
         _watched(table, client)
     console.print(table)
-    high = wilson(len(flagged), len(story.ordinary))[1]
+    high = wilson(flagged, len(story.ordinary))[1]
     console.print(
-        f"Of {len(story.ordinary)} other ordinary clients (lowest, middle and highest mean above) {len(flagged)} "
-        f"were flagged; 95 % upper limit {100 * high:.0f} %. "
-        + (
-            "The thief who sends real files only looks like everybody else: entropy does not see him, his budget stops "
-            "him."
-            if not story.attackers[-1].flagged
-            else ""
-        )
+        f"Flagged among {len(story.ordinary)} other ordinary clients (shown: lowest, middle and highest mean): "
+        f"{flagged}; the true rate is at most {100 * high:.0f} % (95 %)."
     )
+    if not story.attackers[-1].flagged:
+        console.print(
+            "Whoever sends real files only, as the thief who copied the model did, looks like everybody else. "
+            "Entropy does not see him; a budget stops him."
+        )
 
 
 _PARTS = {

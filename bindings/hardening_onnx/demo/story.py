@@ -320,16 +320,17 @@ def _watch(
     """
     rng = np.random.default_rng([seed, 6])
     guard, corpus = session.guard, asked.corpus
-    sides = {
-        "calibrating": (corpus.pool, corpus.pool_inputs, asked.pool),
-        "ordinary": (corpus.held_out, corpus.held_out_inputs, asked.held_out),
-    }
+    kinds = [path.suffix.lower() for path in (*corpus.pool, *corpus.held_out)]
+    inputs = np.concatenate([corpus.pool_inputs, corpus.held_out_inputs])
+    answers = np.concatenate([asked.pool, asked.held_out])
     names: dict[str, list[str]] = {}
-    for side, (paths, inputs, answers) in sides.items():
-        kinds = [p.suffix.lower() for p in paths]
+    # The two groups share no file, but their files are of the same kinds: a threshold is for the clients one has.
+    for side, files_of in zip(
+        ("calibrating", "ordinary"), np.array_split(rng.permutation(len(inputs)), 2), strict=True
+    ):
         names[side] = [f"{side} {i + 1}" for i in range(_ORDINARY)]
         for name in names[side]:
-            chosen = watch.ordinary_files(kinds, questions, rng)
+            chosen = files_of[watch.ordinary_files([kinds[i] for i in files_of], questions, rng)]
             guard.harden({OUTPUT: answers[chosen]}, client=name, inputs={"bytes": inputs[chosen]})
     threshold = watch.calibrate([guard.standing(name) for name in names["calibrating"]])
     for kind in files.SYNTHETIC:

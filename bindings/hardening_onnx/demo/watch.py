@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hardening.types import Standing
 
-#: How far beyond the most unusual calibrating client a client has to be.
-MARGIN = 1.25
+#: The threshold lies this factor beyond the quantile of the calibrating clients.
+QUANTILE, MARGIN = 0.95, 1.5
 
 
 def shares(standing: Standing) -> NDArray[np.float64]:
@@ -26,7 +26,7 @@ class Threshold:
 
     Attributes:
         clients: how many were looked at.
-        low, high: bounds of the mean posterior entropy, bits: the calibrating clients' extremes and `MARGIN`.
+        low, high: bounds of the mean posterior entropy, bits: quantiles of the calibrating clients and `MARGIN`.
         usual: pooled entropy histogram, as shares.
         distance: bound of the total variation distance from `usual`, with the same margin.
     """
@@ -62,8 +62,11 @@ def calibrate(standings: Sequence[Standing]) -> Threshold:
     """The threshold that these ordinary clients suggest."""
     usual = np.mean([shares(s) for s in standings], axis=0)
     means = [s.posterior_entropy for s in standings]
-    furthest = max(_distance(shares(s), usual) for s in standings)
-    return Threshold(len(standings), min(means) / MARGIN, max(means) * MARGIN, tuple(usual.tolist()), furthest * MARGIN)
+    low, high = np.quantile(means, [1 - QUANTILE, QUANTILE])
+    distance = np.quantile([_distance(shares(s), usual) for s in standings], QUANTILE)
+    return Threshold(
+        len(standings), float(low / MARGIN), float(high * MARGIN), tuple(usual.tolist()), float(distance * MARGIN)
+    )
 
 
 def judge(client: str, standing: Standing, threshold: Threshold) -> Watched:
@@ -72,9 +75,9 @@ def judge(client: str, standing: Standing, threshold: Threshold) -> Watched:
     distance = _distance(own, np.array(threshold.usual))
     entropy = standing.posterior_entropy
     reasons = {
-        "mean too low": entropy < threshold.low,
-        "mean too high": entropy > threshold.high,
-        "unusual histogram": distance > threshold.distance,
+        "mean low": entropy < threshold.low,
+        "mean high": entropy > threshold.high,
+        "histogram": distance > threshold.distance,
     }
     found = tuple(reason for reason, holds in reasons.items() if holds)
     return Watched(client, standing.queries, entropy, tuple(own.tolist()), distance, found)
