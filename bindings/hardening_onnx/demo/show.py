@@ -16,7 +16,7 @@ from hardening.audit.extraction import Extraction, wilson
 from hardening.types import Guarantee
 from hardening_onnx.demo.story import Story
 from hardening_onnx.demo.thief import BARE
-from hardening_onnx.demo.watch import MARGIN, QUANTILE, Watched
+from hardening_onnx.demo.watch import DISTANCE_MARGIN, MEAN_MARGIN, QUANTILE, Watched
 
 _STYLES = {BARE: "red", "normal": "green", "suspect": "yellow", "label": "cyan"}
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -80,7 +80,7 @@ def _answers(story: Story, console: Console) -> None:
         table.add_row(Text(example.file, overflow="fold"), *cells)
         table.add_section()
     console.print(table)
-    console.print("Three best classes with a score above zero. Asked again, every tier gives the same answer again.")
+    console.print("The three best classes. Asked again, every tier gives the same answer again.")
 
 
 def _promise(promise: Guarantee) -> str:
@@ -211,9 +211,9 @@ def _watching(story: Story, console: Console) -> None:
     console.print(
         "The guard keeps the entropy of the model's own scores for each client. "
         f"{limit.clients} ordinary clients, each with files of a random half of the kinds there are, set the "
-        f"threshold: their {100 * QUANTILE:.0f} % quantiles, times {MARGIN:g}. Here: mean {limit.low:.2f} to "
-        f"{limit.high:.2f} bits, histogram (left sure, right unsure) within a distance of {limit.distance:.2f} from "
-        "the usual."
+        f"thresholds: their {100 * QUANTILE:.0f} % quantiles, times {MEAN_MARGIN:g} for the mean and "
+        f"{DISTANCE_MARGIN:g} for the histogram. Here: mean {limit.low:.2f} to {limit.high:.2f} bits, histogram (left "
+        f"sure, right unsure) within a distance of {limit.distance:.2f} from the usual."
     )
     console.print()
     table = _table(

@@ -15,23 +15,17 @@ from numpy.typing import NDArray
 
 import hardening_onnx
 from hardening.audit.extraction import Extraction
-from hardening.errors import HardeningError
 from hardening.types import Guarantee
 from hardening_onnx.demo import files, models, thief, watch
 from hardening_onnx.demo.measure import Overhead, Repeats, averaging_error, overhead
 from hardening_onnx.demo.policy import TEXT, noise_only, policy
+from hardening_onnx.demo.questions import BATCH, OUTPUT, Answers, Asked, Progress, ask_files, asking
 from hardening_onnx.session import HardenedSession
 
-OUTPUT = "target_label"
 TIERS = ("normal", "suspect", "label")
 REPEATS = (1, 4, 16, 64)
-_BATCH = 8
 #: Ordinary clients that set the threshold of query entropy, and as many others that are judged by it.
 _ORDINARY = 60
-
-Answers = NDArray[np.float32]
-#: Called with what is being done and the share of the whole that is behind.
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -83,15 +77,6 @@ class Story:
     took: float
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The files, and the bare model's answers to them."""
-
-    corpus: files.Corpus
-    pool: Answers
-    held_out: Answers
-
-
 def tell(seconds: float, seed: int, progress: Progress) -> Story:
     """Run it all in about `seconds`, less on a fast machine, with one `seed` for every random choice.
 
@@ -103,7 +88,7 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
         root = Path(folder)
         progress("loading the model", 0.0)
         bare = onnxruntime.InferenceSession(str(magika.path), providers=["CPUExecutionProvider"])
-        asked = _ask_files(bare, seconds, seed, progress)
+        asked = ask_files(bare, seconds, seed, progress)
         progress("hardening the answers in each tier (compiles once)", 0.5)
         sessions = {tier: hardening_onnx.wrap(bare, policy(OUTPUT, root, tier)) for tier in TIERS}
         hardened = {tier: _harden(s, asked) for tier, s in sessions.items()}
@@ -144,44 +129,7 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
         )
 
 
-def _ask_files(bare: Any, seconds: float, seed: int, progress: Progress) -> _Asked:
-    """Collect files and ask the bare model, as many as fit into half of the time, at most 40 a second of it."""
-    progress("choosing files of this machine", 0.02)
-    corpus = files.collect(seed, int(40 * seconds), int(14 * seconds))
-    if min(len(corpus.pool), len(corpus.held_out)) < 50:
-        raise HardeningError(
-            f"the demo found only {len(corpus.pool)} and {len(corpus.held_out)} usable files in "
-            f"{', '.join(map(str, files.roots()))}; it needs 50 of each"
-        )
-    until = time.monotonic() + seconds / 2
-    total = len(corpus.pool) + len(corpus.held_out)
-    held_out = _answers(
-        bare, corpus.held_out_inputs, lambda n: progress("asking the bare model", 0.05 + 0.45 * n / total)
-    )
-    before = len(held_out)
-    pool = _answers(
-        bare,
-        corpus.pool_inputs,
-        lambda n: progress("asking the bare model", 0.05 + 0.45 * (before + n) / total),
-        lambda n: n >= 64 and time.monotonic() > until,
-    )
-    kept = corpus._replace(pool=corpus.pool[: len(pool)], pool_inputs=corpus.pool_inputs[: len(pool)])
-    return _Asked(kept, pool, held_out)
-
-
-def _answers(
-    session: Any, inputs: NDArray[Any], done: Callable[[int], None], enough: Callable[[int], bool] = lambda _: False
-) -> Answers:
-    out: list[Answers] = []
-    for start in range(0, len(inputs), _BATCH):
-        if enough(start):
-            break
-        out.append(session.run([OUTPUT], {"bytes": inputs[start : start + _BATCH]})[0])
-        done(min(len(inputs), start + _BATCH))
-    return np.concatenate(out)
-
-
-def _harden(session: HardenedSession, asked: _Asked) -> tuple[Answers, Answers]:
+def _harden(session: HardenedSession, asked: Asked) -> tuple[Answers, Answers]:
     """What the session's guard makes of the bare answers, which are not computed again for each tier."""
     guard = session.guard
     questions = ((asked.pool, asked.corpus.pool_inputs), (asked.held_out, asked.corpus.held_out_inputs))
@@ -200,7 +148,7 @@ def _tier(session: HardenedSession, hardened: Answers, clean: Answers) -> Tier:
 
 
 def _examples(
-    asked: _Asked, sessions: Mapping[str, HardenedSession], classes: tuple[str, ...], bare: Any
+    asked: Asked, sessions: Mapping[str, HardenedSession], classes: tuple[str, ...], bare: Any
 ) -> tuple[Example, ...]:
     """Files of different kinds, from those the model is sure of to those it is not, asked through the sessions."""
     best = asked.held_out.max(axis=1)
@@ -213,7 +161,7 @@ def _examples(
                 picked.append(int(i))
                 break
     named = {thief.BARE: lambda x: bare.run([OUTPUT], {"bytes": x})[0]} | {
-        tier: _asking(session, OUTPUT, "bytes", "a visitor") for tier, session in sessions.items()
+        tier: asking(session, OUTPUT, "bytes", "a visitor") for tier, session in sessions.items()
     }
     out = []
     for i in picked:
@@ -222,17 +170,10 @@ def _examples(
         for name, ask in named.items():
             row = ask(x)[0]
             top = np.argsort(-row, kind="stable")[:3]
-            answers[name] = tuple((classes[j], float(row[j])) for j in top if row[j] > 0)
+            answers[name] = tuple((classes[j], float(row[j])) for j in top if row[j] >= 0.0005)
         path = asked.corpus.held_out[i]
         out.append(Example(path.name, str(path.parent), answers))
     return tuple(out)
-
-
-def _asking(session: Any, output: str, feed: str, client: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    def ask(inputs: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(session.run([output], {feed: inputs}, client=client)[0])
-
-    return ask
 
 
 def _overheads(
@@ -260,7 +201,7 @@ def _overheads(
 
 
 def _copies(
-    asked: _Asked, hardened: Mapping[str, tuple[Answers, Answers]], seed: int, progress: Progress
+    asked: Asked, hardened: Mapping[str, tuple[Answers, Answers]], seed: int, progress: Progress
 ) -> Mapping[str, tuple[Extraction, ...]]:
     features, held_out = thief.compress(
         files.features(asked.corpus.pool_inputs),
@@ -289,7 +230,7 @@ def _solutions(root: Path, seed: int) -> Mapping[str, tuple[Extraction, ...]]:
         thief.BARE: lambda x: np.asarray(bare.run(["p"], {"x": x})[0])
     }
     for tier in TIERS:
-        queries[tier] = _asking(hardening_onnx.wrap(bare, policy("p", root, tier)), "p", "x", "a thief")
+        queries[tier] = asking(hardening_onnx.wrap(bare, policy("p", root, tier)), "p", "x", "a thief")
     return thief.solutions(queries, models.INPUTS, (20, 100, 500), seed)
 
 
@@ -301,7 +242,7 @@ def _repeats(root: Path, seed: int) -> Repeats:
     clean = bare.run(["p"], {"x": questions})[0]
     errors = {
         key: averaging_error(
-            _asking(hardening_onnx.wrap(bare, noise_only("p", root, key)), "p", "x", "a repeater"),
+            asking(hardening_onnx.wrap(bare, noise_only("p", root, key)), "p", "x", "a repeater"),
             clean,
             questions,
             REPEATS,
@@ -312,7 +253,7 @@ def _repeats(root: Path, seed: int) -> Repeats:
 
 
 def _watch(
-    session: HardenedSession, asked: _Asked, questions: int, seed: int
+    session: HardenedSession, asked: Asked, questions: int, seed: int
 ) -> tuple[watch.Threshold, tuple[watch.Watched, ...], tuple[watch.Watched, ...]]:
     """Some ordinary clients set the threshold, as many others and four thieves are judged by it.
 
@@ -335,8 +276,8 @@ def _watch(
     threshold = watch.calibrate([guard.standing(name) for name in names["calibrating"]])
     for kind in files.SYNTHETIC:
         made = files.synthetic(kind, corpus.pool_inputs, questions, rng)
-        for start in range(0, questions, _BATCH):
-            session.run([OUTPUT], {"bytes": made[start : start + _BATCH]}, client=kind)
+        for start in range(0, questions, BATCH):
+            session.run([OUTPUT], {"bytes": made[start : start + BATCH]}, client=kind)
     real = "real files only"
     guard.harden({OUTPUT: asked.pool}, client=real, inputs={"bytes": corpus.pool_inputs})
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hardening.types import Standing
 
-#: The threshold lies this factor beyond the quantile of the calibrating clients.
-QUANTILE, MARGIN = 0.95, 1.5
+#: Thresholds lie these factors beyond a quantile of the calibrating clients: for the mean entropy, which varies much
+#: between ordinary clients, and for the distance between histograms, which varies less.
+QUANTILE, MEAN_MARGIN, DISTANCE_MARGIN = 0.95, 2.0, 1.5
 
 
 def shares(standing: Standing) -> NDArray[np.float64]:
@@ -26,9 +27,9 @@ class Threshold:
 
     Attributes:
         clients: how many were looked at.
-        low, high: bounds of the mean posterior entropy, bits: quantiles of the calibrating clients and `MARGIN`.
+        low, high: bounds of the mean posterior entropy, bits: quantiles of the calibrating clients, with their margin.
         usual: pooled entropy histogram, as shares.
-        distance: bound of the total variation distance from `usual`, with the same margin.
+        distance: bound of the total variation distance from `usual`, likewise.
     """
 
     clients: int
@@ -65,7 +66,11 @@ def calibrate(standings: Sequence[Standing]) -> Threshold:
     low, high = np.quantile(means, [1 - QUANTILE, QUANTILE])
     distance = np.quantile([_distance(shares(s), usual) for s in standings], QUANTILE)
     return Threshold(
-        len(standings), float(low / MARGIN), float(high * MARGIN), tuple(usual.tolist()), float(distance * MARGIN)
+        len(standings),
+        float(low / MEAN_MARGIN),
+        float(high * MEAN_MARGIN),
+        tuple(usual.tolist()),
+        float(distance * DISTANCE_MARGIN),
     )
 
 
