@@ -103,7 +103,7 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
         progress("repeating questions", 0.93)
         repeats = _repeats(root, seed)
         progress("watching what clients ask", 0.95)
-        threshold, ordinary, attackers = _watch(sessions["normal"], asked, int(np.clip(3.4 * seconds, 50, 200)), seed)
+        threshold, ordinary, attackers = _watch(sessions["normal"], asked, int(np.clip(3.4 * seconds, 100, 200)), seed)
         progress("done", 1.0)
         return Story(
             seconds=seconds,
