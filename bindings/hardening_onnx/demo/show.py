@@ -156,7 +156,7 @@ def _copying(story: Story, console: Console) -> None:
     by_tier = 100 * (bare[-1].fidelity.value - label[-1].fidelity.value)
     by_count = 100 * (bare[-1].fidelity.value - bare[0].fidelity.value)
     apart = bare[-1].fidelity.interval[0] > label[-1].fidelity.interval[1]
-    verdict = "more than chance" if apart else "within chance"
+    verdict = "the intervals do not overlap" if apart else "the intervals overlap"
     console.print(
         f"[bold]What decides is the number of questions.[/bold] Labels only instead of bare scores takes "
         f"{by_tier:.1f} points off the copy ({verdict}); {bare[0].queries} questions instead of {bare[-1].queries} "
@@ -230,7 +230,7 @@ def _watching(story: Story, console: Console) -> None:
     high = wilson(flagged, len(story.ordinary))[1]
     console.print(
         f"Flagged among {len(story.ordinary)} other ordinary clients (shown: lowest, middle and highest mean): "
-        f"{flagged}; the true rate is at most {100 * high:.0f} % (95 %)."
+        f"{flagged}; 95 % interval of the rate up to {100 * high:.0f} %."
     )
     if not story.attackers[-1].flagged:
         console.print(
