@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-.PHONY: test lint bench bench-short clean
+.PHONY: test lint demo bench bench-short clean
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e '.[test]'
@@ -17,6 +17,9 @@ lint: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+demo: $(VENV)/ready
+	$(BIN)/hardening demo
 
 # Peers and their dependencies live apart from the tests. Results, as JSON: .benchmarks/
 $(BENCH)/ready: setup.cfg pyproject.toml

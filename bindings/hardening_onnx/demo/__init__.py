@@ -1,0 +1,1 @@
+"""The parts of `hardening demo`: real files, a real model, measurements, and their presentation."""

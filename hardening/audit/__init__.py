@@ -1,0 +1,1 @@
+"""Attacks on one's own policy: what a thief learns from hardened answers."""

@@ -1,0 +1,182 @@
+"""The demo as its user runs it, with a small budget: real model, real files, every section."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hardening_onnx.demo import files, measure, models, watch
+
+from hardening.cli import main
+from hardening.errors import ModelError
+from hardening.types import Standing
+
+TIERS = ["normal", "suspect", "label"]
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hardening", "demo", "--seconds", "6", *arguments]
+    environment = os.environ | {"COLUMNS": "100"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    result = demo("--json", "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_setting(told: dict[str, Any]) -> None:
+    setting = told["setting"]
+    assert setting["classes"] == 214
+    assert setting["seed"] == 3
+    assert 64 <= setting["asked"] <= 240
+    assert setting["held_out"] >= 50
+
+
+def test_answers_and_tiers(told: dict[str, Any]) -> None:
+    assert len(told["answers"]) >= 3
+    for example in told["answers"]:
+        assert list(example["answers"]) == ["undefended", *TIERS]
+        best = {row[0][0] for row in example["answers"].values()}
+        assert len(best) == 1, "every tier keeps the best class"
+        assert example["answers"]["label"] == [[best.pop(), 1.0]]
+        for _, score in example["answers"]["normal"]:
+            assert score * 20 == pytest.approx(round(score * 20), abs=1e-5)
+    bits = [told["tiers"][tier]["bits_per_answer"] for tier in TIERS]
+    assert bits == sorted(bits, reverse=True)
+    assert bits[-1] == pytest.approx(math.log2(214))
+    for tier in told["tiers"].values():
+        assert tier["top1_kept"] == 1.0
+        assert 0 < tier["mean_l1"] < 1
+        assert "epsilon" not in tier["parameters"]
+
+
+def test_overhead_is_measured_on_both_models(told: dict[str, Any]) -> None:
+    assert [cost["what"] for cost in told["overhead"]] == ["magika", "tiny perceptron"]
+    for cost in told["overhead"]:
+        low, high = cost["interval"]
+        assert 0 < low <= cost["ratio"] <= high
+        assert cost["bare_us"] > 0
+
+
+def test_attacks(told: dict[str, Any]) -> None:
+    for attacks in (told["extraction"], told["equations"]):
+        assert list(attacks) == ["undefended", *TIERS]
+        for row in attacks.values():
+            for found in row:
+                low, high = found["interval"]
+                assert 0 <= low <= found["fidelity"] == max(found["by_view"].values()) <= high <= 1
+    for row in zip(*(told["extraction"][tier] for tier in ["undefended", *TIERS]), strict=True):
+        assert len({found["by_view"]["labels"] for found in row}) == 1, "labels are the floor"
+    first, *_, last = told["extraction"]["undefended"]
+    assert first["interval"][1] < last["fidelity"]
+    assert told["equations"]["undefended"][0]["fidelity"] > 0.99
+    for tier in TIERS:
+        assert told["equations"][tier][0]["interval"][1] < 0.6
+
+
+def test_repeats(told: dict[str, Any]) -> None:
+    repeats = told["repeats"]
+    assert repeats["times"] == [1, 4, 16, 64]
+    assert repeats["fresh"][0] / repeats["fresh"][-1] == pytest.approx(8, rel=0.15)
+    assert repeats["keyed"][0] / repeats["keyed"][-1] == pytest.approx(1, abs=1e-5)
+
+
+def test_query_entropy(told: dict[str, Any]) -> None:
+    entropy = told["entropy"]
+    ordinary = entropy["ordinary"]
+    assert len(ordinary) == 60
+    # The thresholds come from other clients, and files differ between machines: a few may lie outside, not a tenth.
+    assert sum(client["flagged"] for client in ordinary) <= 6
+    by_name = {client["client"]: client for client in entropy["attackers"]}
+    assert by_name["random bytes"]["flagged"]
+    assert by_name["spliced chunks"]["flagged"]
+    assert not by_name["real files only"]["flagged"], "the demo says that this thief is not seen"
+    for client in (*ordinary, *entropy["attackers"]):
+        assert 0 <= client["entropy"] <= math.log2(214)
+        assert sum(client["histogram"]) == pytest.approx(1)
+        assert client["flagged"] == bool(client["reasons"])
+
+
+def test_text_fits_and_ends_with_the_next_steps() -> None:
+    result = demo()
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for step in ("init model.onnx -o policy.toml", "check policy.toml", "explain policy.toml", "serve model.onnx"):
+        assert any(f"hardening {step}" in line for line in lines[-10:]), step
+    assert "epsilon" not in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["demo", "--seconds", "1"]) == 2
+    assert "--seconds: must be from 5 to 3600, not 1" in capsys.readouterr().err
+    assert main(["demo", "--seed", "-1"]) == 2
+    assert "--seed: must not be negative" in capsys.readouterr().err
+
+
+def test_without_magika_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(ModelError, match=r"pip install 'hardening\[demo\]'"):
+        models.find_magika()
+
+
+def test_files_are_the_same_for_the_same_seed_and_folders_are_not_shared() -> None:
+    one, two, other = files.collect(5, 60, 20), files.collect(5, 60, 20), files.collect(6, 60, 20)
+    assert one.pool == two.pool
+    assert np.array_equal(one.held_out_inputs, two.held_out_inputs)
+    assert one.pool != other.pool
+    assert not {p.parent for p in one.pool} & {p.parent for p in one.held_out}
+    allowed = files.roots()
+    assert all(any(root in path.parents for root in allowed) for path in one.pool)
+
+
+def test_encoding_matches_the_documented_windows(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\n  " + b"ab" * 600 + b"\n\n")
+    row = files.read(file)
+    assert row is not None
+    assert bytes(row[:1024].astype(np.uint8)) == b"ab" * 512
+    assert bytes(row[1024:].astype(np.uint8)) == b"ab" * 512
+    short = files.encode(b"  xyz", b"xyz  ")
+    assert bytes(short[:3].astype(np.uint8)) == b"xyz" == bytes(short[-3:].astype(np.uint8))
+    assert (short[3:-3] == files.PAD).all()
+    (tmp_path / "small").write_bytes(b"x" * 20)
+    assert files.read(tmp_path / "small") is None
+    assert files.read(tmp_path / "absent") is None
+
+
+def test_median_interval_covers_the_median() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [measure.median_interval(rng.exponential(size=101).tolist()) for _ in range(1000)]
+    assert 0.93 < np.mean([low <= math.log(2) <= high for low, high in intervals]) < 0.98
+
+
+def test_overhead_pairs_the_same_questions() -> None:
+    asked: dict[str, list[int]] = {"bare": [], "hardened": []}
+    found = measure.overhead("counting", asked["bare"].append, asked["hardened"].append, range(7), 30)
+    assert asked["bare"] == asked["hardened"]
+    assert found.pairs == 30
+
+
+def test_a_client_is_judged_on_both_sides() -> None:
+    usual = (90, 10, 0, 0, 0, 0, 0, 0)
+    clients = [Standing(100, posterior_entropy=0.5 + i / 100, histogram=usual) for i in range(10)]
+    threshold = watch.calibrate(clients)
+    assert not watch.judge("same", clients[4], threshold).flagged
+    low = watch.judge("low", clients[0]._replace(posterior_entropy=0.1), threshold)
+    high = watch.judge("high", clients[0]._replace(posterior_entropy=3.0), threshold)
+    assert (low.reasons, high.reasons) == (("mean low",), ("mean high",))
+    odd = watch.judge("odd", clients[0]._replace(histogram=(0, 100, 0, 0, 0, 0, 0, 0)), threshold)
+    assert odd.reasons == ("histogram",)
