@@ -203,6 +203,15 @@ def noise_table(law: Law) -> NoiseTable:
     return table
 
 
+def packed(table: NoiseTable) -> NDArray[np.uint64]:
+    """The table as kernels read it, one word a slot: in the low `bits` bits the other slot, above it the threshold.
+
+    A slot that keeps all of its words names itself as the other one, so that its threshold does not matter.
+    """
+    other = (table.alias.astype(np.int64) + table.offset).astype(np.uint64)
+    return (table.threshold >> np.uint64(table.bits) << np.uint64(table.bits)) | other
+
+
 def table_weights(table: NoiseTable) -> dict[int, int]:
     """The law that a table draws from, read back: value -> weight in units of 2**-64."""
     room = 1 << (64 - table.bits)

@@ -15,7 +15,7 @@ from hardening import kernels
 from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import opcodes
 from hardening.kernels.opcodes import Job
-from hardening.noise import Key, derive, noise_table
+from hardening.noise import Key, derive, noise_table, packed
 from hardening.transforms import Op, State, Transform, _Noise
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
@@ -126,7 +126,7 @@ class Program:
         lowered = pipeline.lower()
         ops = np.array([op.code for _, op in lowered], np.int64)
         params = np.zeros((len(lowered), opcodes.PARAMETERS))
-        thresholds, aliases = [np.zeros(1, np.uint64)], [np.zeros(1, np.int64)]
+        tables = [np.zeros(1, np.uint64)]
         secrets: list[bytes] = []
         seen: dict[tuple[Any, ...], int] = {}
         for row, (transform, op) in zip(params, lowered, strict=True):
@@ -137,9 +137,8 @@ class Program:
             if key is None:
                 raise ConfigError("key", f"{transform.kind} noise needs a key: add [key] with a source to the policy")
             table = noise_table(op.law)
-            row[2:6] = sum(map(len, thresholds)), table.bits, table.offset, len(secrets)
-            thresholds.append(table.threshold)
-            aliases.append(table.alias.astype(np.int64))
+            row[2:6] = sum(map(len, tables)), table.bits, table.offset, len(secrets)
+            tables.append(packed(table))
             context = transform.context()
             seen[context] = seen.get(context, -1) + 1
             secrets.append(derive(key, "noise", model_digest, output, seen[context], *context))
@@ -148,11 +147,11 @@ class Program:
         self.fresh = opcodes.KEYED_FRESH in keyed
         if self.fresh and self.keyed_by_input:
             raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
-        threshold, alias = np.concatenate(thresholds), np.concatenate(aliases)
+        table_words = np.concatenate(tables)
         keys = np.frombuffer(b"".join(secrets) or bytes(32), "<u4").astype(np.uint32)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), width + 1)
         signs = _signs(width, key, model_digest, output)
-        self._alive = (ops, params, threshold, alias, keys, cell_key, signs)
+        self._alive = (ops, params, table_words, keys, cell_key, signs)
         self._job = np.zeros(opcodes.JOB, np.int64)
         space = {"simplex": opcodes.SPACE_SIMPLEX, "sigmoid": opcodes.SPACE_SIGMOID}.get(pipeline.space, 0)
         for place, value in (
@@ -162,9 +161,8 @@ class Program:
             (Job.OPS, ops.ctypes.data),
             (Job.PARAMS, params.ctypes.data),
             (Job.STEPS, len(ops)),
-            (Job.THRESHOLD, threshold.ctypes.data),
-            (Job.ALIAS, alias.ctypes.data),
-            (Job.SLOTS, len(threshold)),
+            (Job.TABLE, table_words.ctypes.data),
+            (Job.SLOTS, len(table_words)),
             (Job.KEYS, keys.ctypes.data),
             (Job.MECHANISMS, len(secrets)),
             (Job.CELL_KEY, cell_key.ctypes.data),

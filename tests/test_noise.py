@@ -25,9 +25,9 @@ KEY = Key(1, "chacha20", bytes(range(32)))
 
 
 @njit
-def draw_all(raw: Any, threshold: Any, alias: Any, bits: int, offset: int, out: Any) -> None:
+def draw_all(raw: Any, table: Any, bits: int, offset: int, out: Any) -> None:
     for i in range(len(raw) // 8):
-        lanes.store(out, i, prf.draw(lanes.load_longs(raw, i), threshold, alias, 0, bits, offset))
+        lanes.store(out, i, prf.draw(lanes.load_longs(raw, i), table, 0, bits, offset))
 
 
 @njit
@@ -91,7 +91,7 @@ def test_draws_follow_the_table(law: Law) -> None:
     table = noise_table(law)
     raw = noise.reference_stream(bytes(32), bytes(12), 0, 400_000)
     out = np.empty(raw.size)
-    draw_all(raw, table.threshold, table.alias.astype(np.int64), table.bits, table.offset, out)
+    draw_all(raw, noise.packed(table), table.bits, table.offset, out)
     assert np.array_equal(out, noise.reference_noise(table, raw))
     weights = table_weights(table)
     values = sorted(weights)

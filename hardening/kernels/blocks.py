@@ -81,21 +81,24 @@ def place(b: Block, column: Any) -> Any:
 
 
 @device
+def extremes(b: Block, a: Any) -> tuple[Any, Any]:
+    """The smallest and the largest entry."""
+    low, high = fill(HUGE), fill(-HUGE)
+    for i in range(b.m - 1):
+        v = load(a, i)
+        low, high = smaller(low, v), larger(high, v)
+    v = load(a, b.m - 1)
+    low, high = smaller(low, where(b.last, v, low)), larger(high, where(b.last, v, high))
+    return (across_min(low), across_max(high)) if b.wide else (low, high)
+
+
+@device
 def largest(b: Block, a: Any) -> Any:
     m = fill(-HUGE)
     for i in range(b.m - 1):
         m = larger(m, load(a, i))
     m = larger(m, where(b.last, load(a, b.m - 1), m))
     return across_max(m) if b.wide else m
-
-
-@device
-def smallest(b: Block, a: Any) -> Any:
-    m = fill(HUGE)
-    for i in range(b.m - 1):
-        m = smaller(m, load(a, i))
-    m = smaller(m, where(b.last, load(a, b.m - 1), m))
-    return across_min(m) if b.wide else m
 
 
 @device
@@ -114,48 +117,59 @@ def first_argmax(b: Block, a: Any) -> Any:
 
 
 @device
-def plain_sum(b: Block, a: Any) -> Any:
-    """Sum of integers, or of multiples of one power of two: exact while it stays below 2**53 of them."""
-    s = fill(0.0)
-    for i in range(b.m - 1):
-        s = s + load(a, i)
-    s = s + where(b.last, load(a, b.m - 1), fill(0.0))
-    return across_sum(s) if b.wide else s
-
-
-@device
 def exact_sum(b: Block, a: Any) -> Any:
     """Sum in fixed point: exact and order-free while it stays below 2**13."""
-    s = fill(0.0)
-    for i in range(b.m - 1):
-        s = s + rint(load(a, i) * SUM_GRID)
-    s = s + where(b.last, rint(load(a, b.m - 1) * SUM_GRID), fill(0.0))
+    s0, s1, s2, s3 = fill(0.0), fill(0.0), fill(0.0), fill(0.0)
+    i = 0
+    while i + 4 < b.m:  # four sums, so that an addition does not wait for the one before
+        s0, s1 = s0 + rint(load(a, i) * SUM_GRID), s1 + rint(load(a, i + 1) * SUM_GRID)
+        s2, s3 = s2 + rint(load(a, i + 2) * SUM_GRID), s3 + rint(load(a, i + 3) * SUM_GRID)
+        i += 4
+    while i < b.m - 1:
+        s0 = s0 + rint(load(a, i) * SUM_GRID)
+        i += 1
+    s = (s0 + s1) + (s2 + s3) + where(b.last, rint(load(a, b.m - 1) * SUM_GRID), fill(0.0))
     s = across_sum(s) if b.wide else s
     return s / SUM_GRID
 
 
 @device
 def count_above(b: Block, a: Any, t: Any) -> Any:
-    c, one, none = fill(0.0), fill(1.0), fill(0.0)
-    for i in range(b.m - 1):
-        c = c + where(load(a, i) > t, one, none)
-    c = c + where((load(a, b.m - 1) > t) & b.last, one, none)
+    one, none = fill(1.0), fill(0.0)
+    c0, c1, c2, c3 = none, none, none, none
+    i = 0
+    while i + 4 < b.m:
+        c0, c1 = c0 + where(load(a, i) > t, one, none), c1 + where(load(a, i + 1) > t, one, none)
+        c2, c3 = c2 + where(load(a, i + 2) > t, one, none), c3 + where(load(a, i + 3) > t, one, none)
+        i += 4
+    while i < b.m - 1:
+        c0 = c0 + where(load(a, i) > t, one, none)
+        i += 1
+    c = (c0 + c1) + (c2 + c3) + where((load(a, b.m - 1) > t) & b.last, one, none)
     return across_sum(c) if b.wide else c
 
 
 @device
 def sum_above(b: Block, a: Any, t: Any) -> tuple[Any, Any]:
-    """Sum and number of the entries above t; exact as `plain_sum` is."""
-    s, c, one, none = fill(0.0), fill(0.0), fill(1.0), fill(0.0)
-    for i in range(b.m - 1):
+    """Sum and number of the entries above t.
+
+    Exact for multiples of one power of two, while the sum stays below 2**53 of them.
+    """
+    one, none = fill(1.0), fill(0.0)
+    s0, s1, c0, c1 = none, none, none, none
+    i = 0
+    while i + 2 < b.m:
+        v, u = load(a, i), load(a, i + 1)
+        s0, s1 = s0 + where(v > t, v, none), s1 + where(u > t, u, none)
+        c0, c1 = c0 + where(v > t, one, none), c1 + where(u > t, one, none)
+        i += 2
+    while i < b.m - 1:
         v = load(a, i)
-        above = v > t
-        s = s + where(above, v, none)
-        c = c + where(above, one, none)
+        s0, c0 = s0 + where(v > t, v, none), c0 + where(v > t, one, none)
+        i += 1
     v = load(a, b.m - 1)
     above = (v > t) & b.last
-    s = s + where(above, v, none)
-    c = c + where(above, one, none)
+    s, c = s0 + s1 + where(above, v, none), c0 + c1 + where(above, one, none)
     return (across_sum(s), across_sum(c)) if b.wide else (s, c)
 
 
@@ -189,37 +203,51 @@ def _mark_by_pairs(b: Block, a: Any, r: Any) -> None:
 
 
 @device
-def separator(b: Block, a: Any, r: Any) -> Any:
-    """A t with #{a > t} <= r <= #{a >= t}, for 0 < r < n; `HUGE` where r <= 0."""
+def separator(b: Block, a: Any, r: Any, low: Any, high: Any) -> Any:
+    """A t with #{a > t} <= r <= #{a >= t}, for 0 < r < n; `HUGE` where r <= 0.
+
+    Everything in `a` is above `low`, and nothing is above `high`.
+    """
     wanted = r > 0.0
-    low, high = smallest(b, a), largest(b, a)
-    found = count_above(b, a, low) <= r
-    t = where(found, low, high)
-    active = wanted & ~found
+    below, above = fill(float(b.n)), fill(0.0)
+    t, active = high, wanted
+    turn = 0
     while some(active):
+        # In turn: where a straight line between the ends would be r; half way; half way in floats, which must end.
         middle = halfway(low, high)
+        if turn < 2:
+            share = (below - r) / larger(below - above, fill(1.0)) if turn == 0 else fill(0.5)
+            guess = low + (high - low) * share
+            middle = where((low < guess) & (guess < high), guess, middle)
+        turn = turn + 1 if turn < 2 else 0
         active = active & (low < middle) & (middle < high)
         c = count_above(b, a, middle)
-        hit = active & (c == r)
+        hit, more, fewer = active & (c == r), active & (c > r), active & (c < r)
         t = where(hit, middle, t)
         active = active & ~hit
-        low = where(active & (c > r), middle, low)
-        high = where(active & (c < r), middle, high)
+        low, below = where(more, middle, low), where(more, c, below)
+        high, above = where(fewer, middle, high), where(fewer, c, above)
         t = where(active, high, t)
     return where(wanted, t, fill(HUGE))
 
 
 @device
-def mark_largest(b: Block, a: Any, r: Any) -> None:
-    """Puts 1 into `marks` for the r largest entries of `a`, of equals the leftmost, and 0 for the others."""
+def mark_largest(b: Block, a: Any, r: Any, low: Any, high: Any) -> None:
+    """Puts 1 into `marks` for the r largest entries of `a`, of equals the leftmost, and 0 for the others.
+
+    Everything in `a` is above `low`, and nothing is above `high`.
+    """
     if b.n <= PAIRS:
         _mark_by_pairs(b, a, r)
         return
     one, none = fill(1.0), fill(0.0)
-    t = separator(b, a, r)
+    t = separator(b, a, r, low, high)
+    marked = none
     for i in range(b.m):
-        store(b.marks, i, where(load(a, i) > t, one, none))
-    left = r - count_above(b, a, t)
+        mark = where(load(a, i) > t, one, none)
+        store(b.marks, i, mark)
+        marked = marked + (where(b.last, mark, none) if i == b.m - 1 else mark)
+    left = r - (across_sum(marked) if b.wide else marked)
     if not some(left > 0.0):
         return
     if b.wide:

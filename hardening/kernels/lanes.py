@@ -155,6 +155,18 @@ def halfway(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     return b.bitcast(ordered(b.add(b.and_(low, high), half)), FLOATS.representation)
 
 
+@define(FLOATS, FLOATS, FLOATS, FLOATS)
+def fused(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once."""
+    return _call("llvm.fma.v8f64", b, x, y, z)
+
+
+@define(FLOATS, FLOATS, FLOATS, FLOATS)
+def roughly_fused(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once or twice as the machine likes; for statistics only."""
+    return _call("llvm.fmuladd.v8f64", b, x, y, z)
+
+
 @define(FLOATS, FLOATS)
 def next_up(b: ir.IRBuilder, x: Any) -> Any:
     """The least float above x."""
@@ -300,6 +312,22 @@ def _shift(name: str) -> Any:
 shift_left, shift_right = _shift("shl"), _shift("lshr")
 
 
+@define(LONGS, LONGS, types.int64)
+def low_bits(b: ir.IRBuilder, x: Any, count: Any) -> Any:
+    one = ir.Constant(_I64, 1)
+    return b.and_(x, _repeat(b, b.sub(b.shl(one, count), one)))
+
+
+@define(LONGS, LONGS, types.int64)
+def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.add(x, _repeat(b, y))
+
+
+@define(LONGS, MASK, LONGS, LONGS)
+def where_longs(b: ir.IRBuilder, mask: Any, x: Any, y: Any) -> Any:
+    return b.select(mask, x, y)
+
+
 @define(MASK, LONGS, LONGS)
 def below(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     """Unsigned comparison."""
@@ -385,6 +413,29 @@ def load_words(_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def transpose(_context: Any, array: Any, first: Any) -> Any:
+    """Turns the eight by eight 64-bit elements from 64 * first on, rows into columns, in registers."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        index = b.mul(args[1], ir.Constant(_I64, WIDTH))
+        at = [b.add(index, ir.Constant(_I64, k)) for k in range(WIDTH)]
+        places = [_place(context, b, signature.args[0], args[0], i, LONGS.representation) for i in at]
+        rows = [b.load(place, align=8) for place in places]
+        for d in (4, 2, 1):
+            low = ir.Constant(_vector(_I32), [i if not i & d else WIDTH + i - d for i in range(WIDTH)])
+            high = ir.Constant(_vector(_I32), [i + d if not i & d else WIDTH + i for i in range(WIDTH)])
+            for k in range(WIDTH):
+                if not k & d:
+                    x, y = rows[k], rows[k + d]
+                    rows[k], rows[k + d] = b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high)
+        for place, row in zip(places, rows, strict=True):
+            b.store(row, place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
 def gather_longs(_context: Any, array: Any, places: Any) -> Any:
     """One 64-bit element per lane, at the indices in `places` (longs)."""
 
@@ -403,6 +454,33 @@ def gather_longs(_context: Any, array: Any, places: Any) -> Any:
 def gather(array: Any, places: Any) -> Any:
     """One float64 per lane, at the indices in `places` (floats)."""
     return to_floats(gather_longs(array, integers(places)))
+
+
+@intrinsic
+def load_at(_context: Any, array: Any, first: Any) -> Any:
+    """Eight elements from `first` on of a float32 or float64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        element = data.type.pointee
+        values = b.load(b.bitcast(data, _vector(element).as_pointer()), align=4)
+        return values if element == _DOUBLE else b.fpext(values, FLOATS.representation)
+
+    return FLOATS(array, types.int64), codegen
+
+
+@intrinsic
+def store_at(_context: Any, array: Any, first: Any, values: Any) -> Any:
+    """Writes what `load_at` reads, rounded to the array's dtype."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        element = data.type.pointee
+        values = args[2] if element == _DOUBLE else b.fptrunc(args[2], _vector(element))
+        b.store(values, b.bitcast(data, values.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, FLOATS), codegen
 
 
 @intrinsic
@@ -569,30 +647,40 @@ def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -
     return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef)
 
 
-# log2(1 + m) = m q(m) on [sqrt(1/2) - 1, sqrt(2) - 1] and 2**x on [-1/2, 1/2], errors below 2e-7.
-L0, L1, L2, L3, L4, L5, L6, L7, L8, L9 = _fit(
+# log2(1 + m) = m q(m) on [sqrt(1/2) - 1, sqrt(2) - 1] and 2**x on [-1/2, 1/2], errors below 1e-5.
+L0, L1, L2, L3, L4, L5, L6, L7 = _fit(
     lambda m: np.where(np.abs(m) < 1e-9, 1.0, np.log1p(m) / np.where(np.abs(m) < 1e-9, 1.0, m)) / np.log(2.0),
     np.sqrt(0.5) - 1,
     np.sqrt(2.0) - 1,
-    9,
+    7,
 )
-E0, E1, E2, E3, E4, E5, E6 = _fit(np.exp2, -0.5, 0.5, 6)
+E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
 
 
 @device
 def log2(x: Any) -> Any:
-    """Base-2 logarithm of positive normal numbers, absolute error below 1e-6; for statistics, not for releases."""
+    """Base-2 logarithm of positive normal numbers, absolute error below 1e-5; for statistics, not for releases."""
     m = _mantissa(x)
     small = where(m < 0.7071067811865476, fill(1.0), fill(0.0))
-    e = _exponent(x) - small
-    m = m + m * small - 1.0
-    q = ((((((((L9 * m + L8) * m + L7) * m + L6) * m + L5) * m + L4) * m + L3) * m + L2) * m + L1) * m + L0
-    return m * q + e
+    m = roughly_fused(m, small, m) - 1.0
+    q = roughly_fused(fill(L7), m, fill(L6))
+    q = roughly_fused(q, m, fill(L5))
+    q = roughly_fused(q, m, fill(L4))
+    q = roughly_fused(q, m, fill(L3))
+    q = roughly_fused(q, m, fill(L2))
+    q = roughly_fused(q, m, fill(L1))
+    q = roughly_fused(q, m, fill(L0))
+    return roughly_fused(m, q, _exponent(x) - small)
 
 
 @device
 def exp2(x: Any) -> Any:
-    """Two to the power of x for x in [-1000, 1000], relative error below 1e-6; for statistics, not for releases."""
+    """Two to the power of x for x in [-1000, 1000], relative error below 1e-5; for statistics, not for releases."""
     whole = rint(x)
     f = x - whole
-    return _power_of_two(whole) * ((((((E6 * f + E5) * f + E4) * f + E3) * f + E2) * f + E1) * f + E0)
+    q = roughly_fused(fill(E5), f, fill(E4))
+    q = roughly_fused(q, f, fill(E3))
+    q = roughly_fused(q, f, fill(E2))
+    q = roughly_fused(q, f, fill(E1))
+    q = roughly_fused(q, f, fill(E0))
+    return _power_of_two(whole) * q

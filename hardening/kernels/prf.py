@@ -80,15 +80,14 @@ def _store(out: Any, word: int, low: Any, high: Any) -> None:
 
 
 @device
-def draw(raw: Any, threshold: Any, alias: Any, start: int, bits: int, offset: int) -> Any:
+def draw(raw: Any, table: Any, start: int, bits: int, offset: int) -> Any:
     """Eight integers by the alias method from eight 64-bit words, as floats.
 
-    Constant work: nothing branches on what is drawn. The table is ``[start, start + 2**bits)`` of `threshold` (uint64)
-    and `alias` (int64).
+    Constant work: nothing branches on what is drawn. The table is ``[start, start + 2**bits)`` of `table` (uint64), see
+    `noise.packed`.
     """
     slot = lanes.shift_right(raw, 64 - bits)
-    column = lanes.numbers(slot)
-    place = lanes.integers(column + float(start))
-    keep = lanes.below(lanes.shift_left(raw, bits), lanes.gather_longs(threshold, place))
-    other = lanes.numbers(lanes.gather_longs(alias, place))
-    return lanes.where(keep, column - float(offset), other)
+    entry = lanes.gather_longs(table, lanes.add_to_longs(slot, start))
+    keep = lanes.below(lanes.low_bits(raw, 64 - bits), lanes.shift_right(entry, bits))
+    drawn = lanes.where_longs(keep, slot, lanes.low_bits(entry, bits))
+    return lanes.numbers(lanes.add_to_longs(drawn, -offset))

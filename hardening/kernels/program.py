@@ -12,9 +12,10 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import opcodes, prf, rows, summary, tag
-from hardening.kernels.blocks import Block, block, exact_sum, first_argmax, largest, smallest
+from hardening.kernels.blocks import Block, block, exact_sum, extremes, first_argmax, largest
 from hardening.kernels.lanes import (
     WIDTH,
+    across_sum,
     add_words,
     count_from,
     count_twice,
@@ -24,6 +25,7 @@ from hardening.kernels.lanes import (
     lane,
     larger,
     load,
+    load_at,
     load_every,
     load_longs,
     load_words,
@@ -31,7 +33,9 @@ from hardening.kernels.lanes import (
     rint,
     some,
     store,
+    store_at,
     store_every,
+    transpose,
     where,
 )
 from hardening.kernels.opcodes import Job
@@ -42,8 +46,8 @@ MOST_STEPS = 2.0**50
 NARROW = 64
 #: uint64 words of keystream that are made at a time.
 KEYSTREAM = 2 * WIDTH * prf.BLOCK
-#: uint64 scratch of `run` beside the words of a row: keystream, one block of it, and the nonces of eight rows, twice.
-SCRATCH_WORDS = KEYSTREAM + prf.BLOCK + 40
+#: uint64 scratch of `run` beside the words of a row: keystream, and the nonces of eight rows, twice.
+SCRATCH_WORDS = KEYSTREAM + 40
 #: float64 scratch of `run` for each class, in vectors; and beside that.
 SCRATCH_VECTORS, SCRATCH_NUMBERS = 3, summary.FOLD * WIDTH
 #: Columns of the summary: entropy of the clean row in bits, released label, cell.
@@ -56,49 +60,49 @@ def _check(b: Block, space: int, tolerance: float) -> Any:
     none, bad = fill(0.0), fill(0.0)
     for i in range(b.m):
         bad = bad + load(b.w, i) * 0.0
+    bad = across_sum(bad) if b.wide else bad
     problem = where(bad != none, fill(float(opcodes.NOT_FINITE)), none)
-    if b.wide and some(problem > 0.0):
-        return fill(float(opcodes.NOT_FINITE))
-    if space == opcodes.SPACE_ANY:
+    if space == opcodes.SPACE_ANY or some(problem > 0.0):
         return problem
+    low, high = extremes(b, b.w)
     off = fill(float(opcodes.NOT_SIMPLEX))
-    inside = (smallest(b, b.w) >= -tolerance) & (largest(b, b.w) <= 1.0 + tolerance)
-    problem = where((problem == 0.0) & ~inside, off, problem)
-    rows.clip(b, 0.0, 1.0)
+    problem = where((low < -tolerance) | (high > 1.0 + tolerance), off, problem)
+    if some((low < 0.0) | (high > 1.0)):
+        rows.clip(b, 0.0, 1.0)
     if space == opcodes.SPACE_SIMPLEX:
         total = exact_sum(b, b.w)
-        problem = where((problem == 0.0) & (fabs(total - 1.0) > tolerance), off, problem)
+        problem = where(fabs(total - 1.0) > tolerance, off, problem)
         rows.divide(b, where(problem == 0.0, total, fill(1.0)))
     return problem
 
 
 @device
-def _draw(b: Block, i: int, raw: Any, word: int, p: Any, threshold: Any, alias: Any) -> None:
-    z = prf.draw(load_longs(raw, word), threshold, alias, int(p[2]), int(p[3]), int(p[4]))
+def _draw(b: Block, i: int, raw: Any, word: int, p: Any, table: Any) -> None:
+    z = prf.draw(load_longs(raw, word), table, int(p[2]), int(p[3]), int(p[4]))
     store(b.w, i, (load(b.w, i) + z) * p[0])
 
 
 @device
-def _add_noise(b: Block, p: Any, threshold: Any, alias: Any, key: Any, nonces: Any, raw: Any) -> Any:
+def _add_noise(b: Block, p: Any, table: Any, key: Any, nonces: Any, raw: Any) -> Any:
     """Integer noise; `nonces` holds three words and a first counter for each lane, word by word."""
     for i in range(b.m):
         store(b.w, i, rint(load(b.w, i) * p[1]))
-    far = larger(largest(b, b.w), 0.0 - smallest(b, b.w)) > MOST_STEPS
+    low, high = extremes(b, b.w)
+    far = larger(high, 0.0 - low) > MOST_STEPS
     problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), fill(0.0))
     n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
     if not b.wide:
         for i in range(b.m):
             if i % (2 * prf.BLOCK) == 0:
                 prf.blocks(key, add_words(first, count_twice(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
-            _draw(b, i, raw, i % (2 * prf.BLOCK), p, threshold, alias)
+            _draw(b, i, raw, i % (2 * prf.BLOCK), p, table)
         return problem
     for i in range(b.m):
-        k = i % (2 * WIDTH)
-        if k == 0:
+        if i % (2 * WIDTH) == 0:
             prf.blocks(key, add_words(first, count_from(np.uint32(i))), n0, n1, n2, raw)
-        for word in range(prf.BLOCK):  # lanes hold blocks, and a block's words are wanted side by side
-            raw[KEYSTREAM + word] = raw[k // WIDTH * 8 * prf.BLOCK + WIDTH * word + k % WIDTH]
-        _draw(b, i, raw, 2 * prf.BLOCK, p, threshold, alias)
+            transpose(raw, 0)  # lanes hold blocks, and a block's words are wanted side by side
+            transpose(raw, 1)
+        _draw(b, i, raw, i % (2 * WIDTH), p, table)
     return problem
 
 
@@ -131,8 +135,7 @@ def _step(
     own: Any,
     top: Any,
     problem: Any,
-    threshold: Any,
-    alias: Any,
+    table: Any,
     keys: Any,
     cell_key: Any,
     row: Any,
@@ -146,14 +149,15 @@ def _step(
             _cell_nonces(b, p[7], cell_key, row, spare, spare[4 * WIDTH :])
             for k in range(WIDTH):
                 spare[3 * WIDTH + k] = nonces[3 * WIDTH + k]
-            problem = larger(problem, _add_noise(b, p, threshold, alias, keys[int(p[5])], spare, raw))
+            problem = larger(problem, _add_noise(b, p, table, keys[int(p[5])], spare, raw))
         else:
-            problem = larger(problem, _add_noise(b, p, threshold, alias, keys[int(p[5])], nonces, raw))
+            problem = larger(problem, _add_noise(b, p, table, keys[int(p[5])], nonces, raw))
         top = first_argmax(b, b.w)
     elif code == opcodes.TYPES:
         rows.to_types(b, p[0], top)
     elif code == opcodes.PROJECT:
-        far = larger(largest(b, b.w), 0.0 - smallest(b, b.w)) > rows.MOST_SCORE
+        low, high = extremes(b, b.w)
+        far = larger(high, 0.0 - low) > rows.MOST_SCORE
         problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), problem)
         if not some(far):
             rows.project(b, p[0] > 0.0, p[1], own)
@@ -184,10 +188,13 @@ def _step(
 @device
 def _load_as(b: Block, y: Any, first: int) -> None:
     if b.wide:
-        for j in range(b.n):
+        whole = b.n // WIDTH
+        for i in range(whole):
+            store(b.w, i, load_at(y, first * b.n + WIDTH * i))
+        if whole < b.m:
+            store(b.w, whole, fill(0.0))
+        for j in range(WIDTH * whole, b.n):
             b.w[j] = np.float64(y[first * b.n + j])
-        for j in range(b.n, WIDTH * b.m):
-            b.w[j] = 0.0
     else:
         for j in range(b.n):
             store(b.w, j, load_every(y, first * b.n + j, b.n))
@@ -204,22 +211,25 @@ def _load(b: Block, job: Any, first: int) -> None:
 
 
 @device
-def _write(b: Block, job: Any, first: int) -> None:
-    count = job[Job.VECTORS] * b.n
-    single = carray(pointer(job[Job.SCORES]), (count,), np.float32)
-    double = carray(pointer(job[Job.SCORES]), (count,), np.float64)
-    if b.wide and job[Job.SINGLE] > 0:
-        for j in range(b.n):
-            single[first * b.n + j] = np.float32(b.w[j])
-    elif b.wide:
-        for j in range(b.n):
-            double[first * b.n + j] = b.w[j]
-    elif job[Job.SINGLE] > 0:
-        for j in range(b.n):
-            store_every(single, first * b.n + j, b.n, load(b.w, j))
+def _write_as(b: Block, y: Any, first: int) -> None:
+    if b.wide:
+        whole = b.n // WIDTH
+        for i in range(whole):
+            store_at(y, first * b.n + WIDTH * i, load(b.w, i))
+        for j in range(WIDTH * whole, b.n):
+            y[first * b.n + j] = b.w[j]
     else:
         for j in range(b.n):
-            store_every(double, first * b.n + j, b.n, load(b.w, j))
+            store_every(y, first * b.n + j, b.n, load(b.w, j))
+
+
+@device
+def _write(b: Block, job: Any, first: int) -> None:
+    count = job[Job.VECTORS] * b.n
+    if job[Job.SINGLE] > 0:
+        _write_as(b, carray(pointer(job[Job.SCORES]), (count,), np.float32), first)
+    else:
+        _write_as(b, carray(pointer(job[Job.SCORES]), (count,), np.float64), first)
 
 
 @device
@@ -242,8 +252,7 @@ def _harden(job: Any) -> int:
     steps, slots = job[Job.STEPS], job[Job.SLOTS]
     ops = carray(pointer(job[Job.OPS]), (steps,), np.int64)
     params = carray(pointer(job[Job.PARAMS]), (steps, opcodes.PARAMETERS), np.float64)
-    threshold = carray(pointer(job[Job.THRESHOLD]), (slots,), np.uint64)
-    alias = carray(pointer(job[Job.ALIAS]), (slots,), np.int64)
+    table = carray(pointer(job[Job.TABLE]), (slots,), np.uint64)
     keys = carray(pointer(job[Job.KEYS]), (job[Job.MECHANISMS], 8), np.uint32)
     cell_key = carray(pointer(job[Job.CELL_KEY]), (tag.FINAL + n + 1 + tag.EXTRA,), np.uint64)
     signs = carray(pointer(job[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.float64)
@@ -253,7 +262,7 @@ def _harden(job: Any) -> int:
     row = carray(pointer(job[Job.ROW]), (n + 1,), np.uint64)
     nonces = carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)
     out = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
-    raw, spare = words, words[KEYSTREAM + prf.BLOCK :].view(np.uint32)
+    raw, spare = words, words[KEYSTREAM:].view(np.uint32)
     tolerance = float(job[Job.TOLERANCE]) * 1e-6
     first = 0
     while first < vectors:
@@ -270,9 +279,7 @@ def _harden(job: Any) -> int:
             if job[Job.MECHANISMS] > 0:
                 _nonces_of(nonces, spare, first, per_row, n, wide)
             for s in range(steps):
-                top, problem = _step(
-                    b, ops[s], params[s], own, top, problem, threshold, alias, keys, cell_key, row, spare, raw
-                )
+                top, problem = _step(b, ops[s], params[s], own, top, problem, table, keys, cell_key, row, spare, raw)
         if some(problem > 0.0):
             for k in range(count):
                 if lane(problem, k) > 0.0:

@@ -12,11 +12,11 @@ from hardening.kernels.blocks import (
     HUGE,
     Block,
     exact_sum,
+    extremes,
     first_argmax,
     largest,
     mark_largest,
     place,
-    plain_sum,
     raise_top,
     sum_above,
 )
@@ -24,12 +24,15 @@ from hardening.kernels.lanes import (
     WIDTH,
     across_max,
     across_min,
+    across_sum,
     device,
     fill,
     floor,
+    fused,
     gather,
     larger,
     load,
+    next_up,
     rint,
     scatter,
     smaller,
@@ -44,9 +47,20 @@ MOST_SCORE = 2.0**18
 
 
 @device
+def quotient(x: Any, divisor: Any, inverse: Any) -> Any:
+    """x / divisor, correctly rounded, from the rounded inverse of the divisor (Markstein 1990): no division.
+
+    For quotients and divisors far from the ends of the exponent's range, as scores are.
+    """
+    q = x * inverse
+    return fused(fused(0.0 - q, divisor, x), inverse, q)
+
+
+@device
 def divide(b: Block, divisor: Any) -> None:
+    inverse = 1.0 / divisor
     for i in range(b.m):
-        store(b.w, i, load(b.w, i) / divisor)
+        store(b.w, i, quotient(load(b.w, i), divisor, inverse))
 
 
 @device
@@ -57,8 +71,10 @@ def clip(b: Block, low: float, high: float) -> None:
 
 @device
 def to_grid(b: Block, units: float) -> None:
+    many = fill(units)
+    inverse = 1.0 / many
     for i in range(b.m):
-        store(b.w, i, rint(load(b.w, i) * units) / units)
+        store(b.w, i, quotient(rint(load(b.w, i) * units), many, inverse))
 
 
 @device
@@ -107,19 +123,21 @@ def _add_at(b: Block, column: Any, amount: Any) -> None:
 @device
 def to_types(b: Block, units: float, top: Any) -> None:
     """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`."""
+    given, none = fill(0.0), fill(0.0)
     for i in range(b.m):
         scaled = load(b.w, i) * units
         count = floor(scaled)
         store(b.residual, i, scaled - count)
         store(b.w, i, count)
-    missing = units - plain_sum(b, b.w)
+        given = given + (where(b.last, count, none) if i == b.m - 1 else count)
+    missing = units - (across_sum(given) if b.wide else given)
     most = fill(b.n - 1.0)
-    extra = where(missing < 0.0, missing, where(missing > most, missing - most, fill(0.0)))
+    extra = where(missing < 0.0, missing, where(missing > most, missing - most, none))
     if some(extra != 0.0):
         _add_at(b, top, extra)
         missing = missing - extra
     raise_top(b, b.residual, top)
-    mark_largest(b, b.residual, missing)
+    mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
     for i in range(b.m):
         store(b.w, i, load(b.w, i) + load(b.marks, i))
     lead = first_argmax(b, b.w)
@@ -157,7 +175,8 @@ def _restore_top(b: Block, top: Any, lead: Any) -> None:
 def keep_top_k(b: Block, k: int, mode: int, value: float, top: Any) -> None:
     """Leaves the k largest entries, ties to `top` and then to the lower index."""
     before = raise_top(b, b.w, top)
-    mark_largest(b, b.w, fill(float(k)))
+    low, high = extremes(b, b.w)
+    mark_largest(b, b.w, fill(float(k)), 0.0 - next_up(0.0 - low), high)
     scatter(b.w, place(b, top), before)
     if mode == opcodes.REMAINDER_FILL:
         for i in range(b.m):
@@ -182,7 +201,8 @@ def keep_top_k(b: Block, k: int, mode: int, value: float, top: Any) -> None:
 @device
 def _project(b: Block, mass: float) -> None:
     """Onto {x >= 0, sum x = mass} by Michelot's iteration, which is Newton's method on the threshold."""
-    t = larger((plain_sum(b, b.w) - mass) / float(b.n), largest(b, b.w) - mass)
+    total, _ = sum_above(b, b.w, fill(-HUGE))
+    t = larger((total - mass) / float(b.n), largest(b, b.w) - mass)
     s, count = sum_above(b, b.w, t)
     going = count > 0.0
     while some(going):
