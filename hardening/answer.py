@@ -81,10 +81,14 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
-        #: Whether the kernels are all there is to do.
-        self.plain = not (self._derived or self._maps or self._fresh) and all(
-            t.in_place for _, t, _ in self.entries if t is not None
-        )
+        #: The one job there is, if one call of a kernel is all there is to do.
+        self.only = self._only()
+
+    def _only(self) -> NDArray[np.int64] | None:
+        if len(self.entries) != 1 or self._derived or self._maps or self._fresh:
+            return None
+        _, task, job = self.entries[0]
+        return job if task is None or (task.in_place and task.small) else None
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):

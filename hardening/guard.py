@@ -103,12 +103,11 @@ class Guard:
 
         Raises Denied if the policy refuses the caller, InputError for a name that is empty, too long or not text.
         """
-        name = client if client is not None else _client.get()
-        if name is None:
-            name = ANONYMOUS
-        decision = self._decisions.get(name) if isinstance(name, str) else None
+        if client is None and (client := _client.get()) is None:
+            client = ANONYMOUS
+        decision = self._decisions.get(client) if isinstance(client, str) else None
         if decision is None or decision.rows != rows:
-            decision = self._decide(name, rows)
+            decision = self._decide(client, rows)
         self._charge(decision.slot, rows)
         return decision
 
@@ -182,25 +181,28 @@ class Guard:
         Raises ReleaseError; the answer is then wiped and nothing is released.
         """
         try:
-            if not answer.plain:
-                answer.prepare()
-            for name, task, job in answer.entries:
-                if task is None or task.small:
-                    status = self._serve(decision.slot, job)
-                else:
-                    status = task.run()
-                    if not status:
-                        self._settle(decision.slot, job)
-                if status:
-                    self._refuse(name, task, status)
-            if not answer.plain:
-                answer.complete()
-            return
+            if answer.only is None:
+                return self._finish_all(decision, answer)
+            status = self._serve(decision.slot, answer.only)
+            if not status:
+                return None
+            self._refuse(*answer.entries[0][:2], status)
         except Exception as problem:
             names = ", ".join(answer.outputs)
             answer.wipe()
             failure = self._failed(decision, names, problem)
         raise failure
+
+    def _finish_all(self, decision: Decision, answer: Answer) -> None:
+        answer.prepare()
+        for name, task, job in answer.entries:
+            if task is None or task.small:
+                status = self._serve(decision.slot, job)
+            elif not (status := task.run()):
+                self._settle(decision.slot, job)
+            if status:
+                self._refuse(name, task, status)
+        answer.complete()
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy import copyto
 
-from hardening.answer import Answer
 from hardening.guard import Guard
+from hardening.types import Decision
 from hardening_onnx.feeds import DTYPES
 
 #: Shapes of questions for which a thread keeps buffers, and their most bytes in all.
@@ -30,8 +29,6 @@ class Bound:
     """Buffers for one shape of question.
 
     Attributes:
-        rows: input rows.
-        answer: what the guard hardens.
         names: outputs wanted, in order.
         inputs: name, buffer, shape and dtype of each input.
     """
@@ -39,12 +36,14 @@ class Bound:
     def __init__(
         self,
         inner: onnxruntime.InferenceSession,
+        guard: Guard,
         inputs: dict[str, np.ndarray[Any, Any]],
         outputs: dict[str, np.ndarray[Any, Any]],
         names: tuple[str, ...],
-        answer: Answer,
     ) -> None:
-        self.rows, self.answer, self.names = answer.rows, answer, names
+        self._rows = next((len(a) for a in inputs.values() if a.ndim), 1)
+        self._answer = guard.bind(dict(outputs), inputs, self._rows)
+        self._admit, self._finish = guard.admit, guard.finish
         io = inner.io_binding()
         for name, array in inputs.items():
             io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -55,23 +54,26 @@ class Bound:
         bare = getattr(io, "_iobinding", None)
         self._run: Callable[[Any, Any], None] = inner.run_with_iobinding if bare is None or direct is None else direct
         self._io = io if bare is None or direct is None else bare
+        self.names = names
         self.inputs = tuple((name, array, array.shape, array.dtype) for name, array in inputs.items())
         self._results = tuple(outputs[name] for name in names)
+        self._only = self._results[0] if len(names) == 1 else None
 
-    def ask(self, feed: Mapping[str, Any], run_options: Any) -> bool:
-        """Run the model; False if the runtime would not, for whatever reason."""
+    def answer(self, feed: Mapping[str, Any], run_options: Any, client: str | None) -> list[Any] | Decision:
+        """Charge, run, harden, and copy out; the decision alone if the runtime would not run, for whatever reason.
+
+        Raises what `Guard.admit` and `Guard.finish` raise; after the latter the buffers are of no more use.
+        """
+        decision = self._admit(client, self._rows)
         for name, buffer, _, _ in self.inputs:
-            copyto(buffer, feed[name])
+            buffer[...] = feed[name]
         try:
             self._run(self._io, run_options)
         except Exception:
-            return False
-        return True
-
-    def copies(self) -> list[Any]:
-        """What the buffers hold, in arrays of the caller's own."""
-        if len(self._results) == 1:
-            return [self._results[0].copy()]
+            return decision
+        self._finish(decision, self._answer)
+        if self._only is not None:
+            return [self._only.copy()]
         return [result.copy() for result in self._results]
 
 
@@ -91,9 +93,11 @@ class Buffers:
         self._local = threading.local()
 
     def _key(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        if len(feed) != len(self._inputs):
+            return None
         shapes = []
         for name, dtype in self._inputs.items():
-            value = feed[name]
+            value = feed.get(name)
             if type(value) is not np.ndarray or value.dtype != dtype:
                 return None
             shapes.append(value.shape)
@@ -106,14 +110,15 @@ class Buffers:
             last: Bound = local.last
         except AttributeError:
             return None
-        if names == last.names:
+        if names == last.names and len(feed) == len(last.inputs):
             for name, _, shape, dtype in last.inputs:
-                value = feed[name]
+                value = feed.get(name)
                 if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
                     break
             else:
                 return last
-        found: Bound | None = local.bound.get(self._key(names, feed))
+        key = self._key(names, feed)
+        found: Bound | None = None if key is None else local.bound.get(key)
         if found is not None:
             local.last = found
         return found
@@ -143,9 +148,7 @@ class Buffers:
             return
         if len(local.bound) >= SHAPES:
             local.bound.pop(next(iter(local.bound)))
-        rows = next((len(a) for a in inputs.values() if a.ndim), 1)
-        answer = self._guard.bind(dict(outputs), inputs, rows)
-        local.last = local.bound[key] = Bound(self._inner, inputs, outputs, names, answer)
+        local.last = local.bound[key] = Bound(self._inner, self._guard, inputs, outputs, names)
 
     def forget(self) -> None:
         """Drop this thread's buffers; an answer in them could not be hardened."""

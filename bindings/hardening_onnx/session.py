@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 
 from hardening.config import Policy
-from hardening.errors import InputError, ModelError
+from hardening.errors import InputError, ModelError, ReleaseError
 from hardening.guard import Guard
 from hardening.types import Decision
 from hardening_onnx.buffers import Buffers
@@ -91,7 +91,6 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)
-        self.__declared = frozenset(self.__feeds.names)
         self.__buffers = Buffers(inner, self.guard)
 
     def get_outputs(self) -> list[Any]:
@@ -119,18 +118,17 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         names = tuple(output_names) if output_names else self.__all
         if client is None and run_options is not None:
             client = self._client_of(run_options)
-        bound = self.__buffers.find(names, input_feed) if input_feed.keys() == self.__declared else None
+        bound = self.__buffers.find(names, input_feed)
         if bound is None:
             return self._run_once(names, input_feed, run_options, client)
-        decision = self.guard.admit(client, bound.rows)
-        if not bound.ask(input_feed, run_options):
-            return self._answer(decision, names, input_feed, run_options)
         try:
-            self.guard.finish(decision, bound.answer)
-        except BaseException:
+            answer = bound.answer(input_feed, run_options, client)
+        except ReleaseError:
             self.__buffers.forget()
             raise
-        return bound.copies()
+        if isinstance(answer, Decision):
+            return self._answer(answer, names, input_feed, run_options)
+        return answer
 
     def _run_once(
         self, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any, client: str | None

@@ -18,17 +18,20 @@ from hardening.kernels.lanes import (
     columns,
     device,
     fill,
+    fill_longs,
     gather,
     halfway,
     lane,
     larger,
     load,
     next_up,
+    numbers,
     rint,
     scatter,
     smaller,
     some,
     store,
+    tally,
     where,
 )
 
@@ -135,17 +138,10 @@ def exact_sum(b: Block, a: Any) -> Any:
 
 @device
 def count_above(b: Block, a: Any, t: Any) -> Any:
-    one, none = fill(1.0), fill(0.0)
-    c0, c1, c2, c3 = none, none, none, none
-    i = 0
-    while i + 4 < b.m:
-        c0, c1 = c0 + where(load(a, i) > t, one, none), c1 + where(load(a, i + 1) > t, one, none)
-        c2, c3 = c2 + where(load(a, i + 2) > t, one, none), c3 + where(load(a, i + 3) > t, one, none)
-        i += 4
-    while i < b.m - 1:
-        c0 = c0 + where(load(a, i) > t, one, none)
-        i += 1
-    c = (c0 + c1) + (c2 + c3) + where((load(a, b.m - 1) > t) & b.last, one, none)
+    count = fill_longs(0)
+    for i in range(b.m - 1):
+        count = tally(count, load(a, i) > t)
+    c = numbers(tally(count, (load(a, b.m - 1) > t) & b.last))
     return across_sum(c) if b.wide else c
 
 
@@ -155,21 +151,21 @@ def sum_above(b: Block, a: Any, t: Any) -> tuple[Any, Any]:
 
     Exact for multiples of one power of two, while the sum stays below 2**53 of them.
     """
-    one, none = fill(1.0), fill(0.0)
-    s0, s1, c0, c1 = none, none, none, none
+    none, count = fill(0.0), fill_longs(0)
+    s0, s1 = none, none
     i = 0
     while i + 2 < b.m:
         v, u = load(a, i), load(a, i + 1)
         s0, s1 = s0 + where(v > t, v, none), s1 + where(u > t, u, none)
-        c0, c1 = c0 + where(v > t, one, none), c1 + where(u > t, one, none)
+        count = tally(tally(count, v > t), u > t)
         i += 2
     while i < b.m - 1:
         v = load(a, i)
-        s0, c0 = s0 + where(v > t, v, none), c0 + where(v > t, one, none)
+        s0, count = s0 + where(v > t, v, none), tally(count, v > t)
         i += 1
     v = load(a, b.m - 1)
     above = (v > t) & b.last
-    s, c = s0 + s1 + where(above, v, none), c0 + c1 + where(above, one, none)
+    s, c = s0 + s1 + where(above, v, none), numbers(tally(count, above))
     return (across_sum(s), across_sum(c)) if b.wide else (s, c)
 
 
@@ -185,20 +181,19 @@ def raise_top(b: Block, a: Any, top: Any) -> Any:
 @device
 def _mark_by_pairs(b: Block, a: Any, r: Any) -> None:
     """Each entry's rank, by comparing it with every other one; equals rank from left to right."""
-    one, none, column = fill(1.0), fill(0.0), b.column
+    column = b.column
     for i in range(b.m):
-        v, rank = load(a, i), none
+        v, rank = load(a, i), fill_longs(0)
         if b.wide:
             for k in range(b.n):
                 other = fill(a[k])
-                ahead = (other > v) | ((other >= v) & (fill(float(k)) < column))
-                rank = rank + where(ahead, one, none)
+                rank = tally(rank, (other > v) | ((other >= v) & (fill(float(k)) < column)))
         else:
             for k in range(i):
-                rank = rank + where(load(a, k) >= v, one, none)
+                rank = tally(rank, load(a, k) >= v)
             for k in range(i + 1, b.n):
-                rank = rank + where(load(a, k) > v, one, none)
-        store(b.marks, i, where(rank < r, one, none))
+                rank = tally(rank, load(a, k) > v)
+        store(b.marks, i, where(numbers(rank) < r, fill(1.0), fill(0.0)))
         column = column + b.stride
 
 

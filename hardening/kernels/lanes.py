@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic, models, overload, register_model
 
 #: Decorator of functions that only kernels call: no wrappers for Python, which would double their compilation.
-device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 WIDTH = 8
 _I1, _I8, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (1, 8, 32, 64, 128))
 _DOUBLE = ir.DoubleType()
@@ -318,6 +318,18 @@ def low_bits(b: ir.IRBuilder, x: Any, count: Any) -> Any:
     return b.and_(x, _repeat(b, b.sub(b.shl(one, count), one)))
 
 
+@define(LONGS, types.int64)
+def fill_longs(b: ir.IRBuilder, x: Any) -> Any:
+    """The same integer in every lane."""
+    return _repeat(b, x)
+
+
+@define(LONGS, LONGS, MASK)
+def tally(b: ir.IRBuilder, count: Any, mask: Any) -> Any:
+    """One more where the mask is set; integers add in one cycle, floats in four."""
+    return b.add(count, b.zext(mask, LONGS.representation))
+
+
 @define(LONGS, LONGS, types.int64)
 def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     return b.add(x, _repeat(b, y))
@@ -483,19 +495,56 @@ def store_at(_context: Any, array: Any, first: Any, values: Any) -> Any:
     return types.void(array, types.int64, FLOATS), codegen
 
 
+def _masked(b: ir.IRBuilder, name: str, returns: ir.Type, *values: Any) -> Any:
+    function = b.module.globals.get(name)
+    if function is None:
+        function = ir.Function(b.module, ir.FunctionType(returns, [v.type for v in values]), name)
+    return b.call(function, values)
+
+
+@intrinsic
+def load_some(_context: Any, array: Any, first: Any, mask: Any) -> Any:
+    """`load_at` in the lanes of the mask, and zero in the others; nothing is read there."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        kind = _vector(data.type.pointee)
+        name = "llvm.masked.load.v8f64.p0" if data.type.pointee == _DOUBLE else "llvm.masked.load.v8f32.p0"
+        place, align = b.bitcast(data, kind.as_pointer()), ir.Constant(_I32, 4)
+        values = _masked(b, name, kind, place, align, args[2], ir.Constant(kind, [0.0] * WIDTH))
+        return values if data.type.pointee == _DOUBLE else b.fpext(values, FLOATS.representation)
+
+    return FLOATS(array, types.int64, MASK), codegen
+
+
+@intrinsic
+def store_some(_context: Any, array: Any, first: Any, mask: Any, values: Any) -> Any:
+    """`store_at` in the lanes of the mask."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        double = data.type.pointee == _DOUBLE
+        values = args[3] if double else b.fptrunc(args[3], _vector(data.type.pointee))
+        name = "llvm.masked.store.v8f64.p0" if double else "llvm.masked.store.v8f32.p0"
+        place = b.bitcast(data, values.type.as_pointer())
+        _masked(b, name, ir.VoidType(), values, place, ir.Constant(_I32, 4), args[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, MASK, FLOATS), codegen
+
+
 @intrinsic
 def load_every(_context: Any, array: Any, first: Any, stride: Any) -> Any:
     """Elements first, first + stride, ... of a float32 or float64 array, one per lane."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, b, args[0]).data
-        out, at = ir.Constant(FLOATS.representation, ir.Undefined), args[1]
+        data, at = context.make_array(signature.args[0])(context, b, args[0]).data, args[1]
+        element = data.type.pointee
+        out = ir.Constant(_vector(element), ir.Undefined)
         for index in range(WIDTH):
-            element = b.load(b.gep(data, [at]))
-            element = element if element.type == _DOUBLE else b.fpext(element, _DOUBLE)
-            out = b.insert_element(out, element, ir.Constant(_I32, index))
+            out = b.insert_element(out, b.load(b.gep(data, [at])), ir.Constant(_I32, index))
             at = b.add(at, args[2])
-        return out
+        return out if element == _DOUBLE else b.fpext(out, FLOATS.representation)
 
     return FLOATS(array, types.int64, types.int64), codegen
 
@@ -506,10 +555,10 @@ def store_every(_context: Any, array: Any, first: Any, stride: Any, values: Any)
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
         data, at = context.make_array(signature.args[0])(context, b, args[0]).data, args[1]
+        element = data.type.pointee
+        values = args[3] if element == _DOUBLE else b.fptrunc(args[3], _vector(element))
         for index in range(WIDTH):
-            element = b.extract_element(args[3], ir.Constant(_I32, index))
-            element = element if data.type.pointee == _DOUBLE else b.fptrunc(element, data.type.pointee)
-            b.store(element, b.gep(data, [at]))
+            b.store(b.extract_element(values, ir.Constant(_I32, index)), b.gep(data, [at]))
             at = b.add(at, args[2])
         return context.get_dummy_value()
 

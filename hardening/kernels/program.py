@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import opcodes, prf, rows, summary, tag
-from hardening.kernels.blocks import Block, block, exact_sum, extremes, first_argmax, largest
+from hardening.kernels.blocks import Block, block, exact_sum, extremes, first_argmax, first_equal, largest
 from hardening.kernels.lanes import (
     WIDTH,
     across_sum,
@@ -28,6 +28,7 @@ from hardening.kernels.lanes import (
     load_at,
     load_every,
     load_longs,
+    load_some,
     load_words,
     pointer,
     rint,
@@ -35,6 +36,7 @@ from hardening.kernels.lanes import (
     store,
     store_at,
     store_every,
+    store_some,
     transpose,
     where,
 )
@@ -188,13 +190,9 @@ def _step(
 @device
 def _load_as(b: Block, y: Any, first: int) -> None:
     if b.wide:
-        whole = b.n // WIDTH
-        for i in range(whole):
+        for i in range(b.m - 1):
             store(b.w, i, load_at(y, first * b.n + WIDTH * i))
-        if whole < b.m:
-            store(b.w, whole, fill(0.0))
-        for j in range(WIDTH * whole, b.n):
-            b.w[j] = np.float64(y[first * b.n + j])
+        store(b.w, b.m - 1, load_some(y, first * b.n + WIDTH * (b.m - 1), b.last))
     else:
         for j in range(b.n):
             store(b.w, j, load_every(y, first * b.n + j, b.n))
@@ -213,11 +211,9 @@ def _load(b: Block, job: Any, first: int) -> None:
 @device
 def _write_as(b: Block, y: Any, first: int) -> None:
     if b.wide:
-        whole = b.n // WIDTH
-        for i in range(whole):
+        for i in range(b.m - 1):
             store_at(y, first * b.n + WIDTH * i, load(b.w, i))
-        for j in range(WIDTH * whole, b.n):
-            y[first * b.n + j] = b.w[j]
+        store_some(y, first * b.n + WIDTH * (b.m - 1), b.last, load(b.w, b.m - 1))
     else:
         for j in range(b.n):
             store_every(y, first * b.n + j, b.n, load(b.w, j))
@@ -271,9 +267,10 @@ def _harden(job: Any) -> int:
         b = block(numbers, numbers[room:], numbers[2 * room :], n, wide)
         _load(b, job, first)
         problem = _check(b, space, tolerance)
-        own = first_argmax(b, b.w)
+        highest = largest(b, b.w)
+        own = first_equal(b, b.w, highest)
         top = own
-        entropy = summary.clean_entropy(b, space, job[Job.LOGITS] > 0, largest(b, b.w))
+        entropy = summary.clean_entropy(b, space, job[Job.LOGITS] > 0, highest)
         cell = summary.cells_of(b, signs, numbers[SCRATCH_VECTORS * room :], job[Job.CELL_BITS])
         if not some(problem > 0.0):
             if job[Job.MECHANISMS] > 0:

@@ -123,11 +123,13 @@ def _add_at(b: Block, column: Any, amount: Any) -> None:
 @device
 def to_types(b: Block, units: float, top: Any) -> None:
     """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`."""
-    given, none = fill(0.0), fill(0.0)
+    given, none, column = fill(0.0), fill(0.0), b.column
     for i in range(b.m):
         scaled = load(b.w, i) * units
         count = floor(scaled)
-        store(b.residual, i, scaled - count)
+        residual = scaled - count  # that of `top` is raised, see `raise_top`
+        store(b.residual, i, where(column == top, next_up(residual), residual))
+        column = column + b.stride
         store(b.w, i, count)
         given = given + (where(b.last, count, none) if i == b.m - 1 else count)
     missing = units - (across_sum(given) if b.wide else given)
@@ -136,7 +138,6 @@ def to_types(b: Block, units: float, top: Any) -> None:
     if some(extra != 0.0):
         _add_at(b, top, extra)
         missing = missing - extra
-    raise_top(b, b.residual, top)
     mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
     for i in range(b.m):
         store(b.w, i, load(b.w, i) + load(b.marks, i))
