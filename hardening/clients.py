@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma, gammaln
 
 from hardening import kernels
 from hardening.pipeline import CELLS
@@ -29,6 +28,8 @@ ANONYMOUS = "anonymous"
 
 def label_entropy_bits(counts: NDArray[Any]) -> float:
     """Entropy of the distribution behind `counts`, in bits, by Grassberger's (2003) estimator; at least 0."""
+    from scipy.special import digamma  # not at the top: it is half of what importing this library would cost
+
     c = np.asarray(counts, np.float64)
     c = c[c > 0]
     if not c.size:
@@ -40,6 +41,8 @@ def label_entropy_bits(counts: NDArray[Any]) -> float:
 
 def code_length_bits(counts: NDArray[Any]) -> float:
     """Krichevsky-Trofimov code length of any sequence with these symbol counts, in bits."""
+    from scipy.special import gammaln
+
     c = np.asarray(counts, np.float64)
     n, k = c.sum(), len(c)
     if n == 0:

@@ -19,10 +19,30 @@ from hardening.events import LogSink
 from hardening.kernels import opcodes
 from hardening.keys import load_key
 from hardening.pipeline import Task
+from hardening.recent import Recent
 from hardening.types import Clock, Decision, Event, Sink, Standing
 
 _client: contextvars.ContextVar[str | None] = contextvars.ContextVar("hardening.client", default=None)
 CAPACITY = 16_384
+
+
+#: An answer that `harden` uses again, and the arrays that it reads and writes.
+_Kept = tuple[Answer, dict[str, NDArray[Any]], dict[str, NDArray[Any]] | None]
+#: Most bytes of the arrays of one answer that is kept.
+_MOST_BYTES = 1 << 22
+
+
+def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """What has to be the same for an answer to be used again; None for what is better made anew."""
+    layout: list[Any] = [len(outputs)]
+    size = 0
+    for arrays in (outputs, inputs or {}):
+        for name, array in arrays.items():
+            if type(array) is not np.ndarray or array.dtype.kind not in "fiu" or not array.size:
+                return None
+            size += array.nbytes
+            layout += name, array.shape, array.dtype
+    return tuple(layout) if size <= _MOST_BYTES else None
 
 
 @contextlib.contextmanager
@@ -67,6 +87,7 @@ class Guard:
         self.released = frozenset((*policy.outputs, *labels))
         self._scores_of = labels
         self._pooling = False
+        self._recent: Recent[_Kept] = Recent()
 
     def __enter__(self) -> Guard:
         return self
@@ -76,6 +97,7 @@ class Guard:
 
     def close(self) -> None:
         """Release nothing from now on, and close the sink."""
+        self._recent = Recent()
         self.released = frozenset()
         self._sink.close()
 
@@ -140,9 +162,41 @@ class Guard:
         """
         self.needs(tuple(outputs))
         first = next(iter(outputs.values()), ())
-        decision = self.admit(client, len(first) if np.ndim(first) else 1)
+        rows = len(first) if np.ndim(first) else 1
+        key = _layout(outputs, inputs)
+        kept = self._recent.find(key)
+        if kept is not None:
+            return self._harden_kept(kept, outputs, inputs, client, rows)
+        decision = self.admit(client, rows)
         own = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
-        return self.release(decision, own, inputs)
+        answer = self.release(decision, own, inputs)
+        if key is not None and self._recent.again(key):
+            own = {n: np.empty(v.shape, v.dtype) for n, v in outputs.items()}
+            asked = None if inputs is None else {n: np.empty(v.shape, v.dtype) for n, v in inputs.items()}
+            self._recent.keep(key, (self.bind(own, asked, rows), own, asked))
+        return answer
+
+    def _harden_kept(
+        self,
+        kept: _Kept,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, NDArray[Any]] | None,
+        client: str | None,
+        rows: int,
+    ) -> dict[str, Any]:
+        answer, own, asked = kept
+        decision = self.admit(client, rows)
+        for name, array in own.items():
+            array[...] = outputs[name]
+        if asked is not None and inputs is not None:
+            for name, array in asked.items():
+                array[...] = inputs[name]
+        try:
+            self.finish(decision, answer)
+        except ReleaseError:
+            self._recent.forget()
+            raise
+        return {name: array.copy() for name, array in own.items()}
 
     def bind(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PICTURE = re.search(r"^    (errors, types <- .*(?:\n    .*)*)", (ROOT / "README.md").read_text(), re.M)
+PICTURE = re.search(r"^    (errors, types.* <- .*(?:\n    .*)*)", (ROOT / "README.md").read_text(), re.M)
 assert PICTURE, "the README has no picture of the house"
 #: One tuple of modules for each layer, from the bottom up, as the README draws them.
 LAYERS = [tuple(layer.replace(",", " ").split()) for layer in PICTURE[1].split("<-")]

@@ -57,6 +57,28 @@ def test_minus_zero_and_nan_payloads_are_the_same_question(tmp_path: Path) -> No
     assert np.array_equal(*answers)
 
 
+def test_answers_of_a_shape_seen_before_are_the_same(tmp_path: Path) -> None:
+    """From the third time on, questions of one shape go through arrays that are kept; nobody can tell."""
+    with hardening.Guard(policy(tmp_path), "m") as warm:
+        for seed in range(6):
+            p, x = batch(seed=seed)
+            with hardening.Guard(policy(tmp_path), "m") as cold:
+                expected = cold.harden({"p": p}, inputs={"x": x})["p"]
+            given, asked = np.asfortranarray(p), np.asfortranarray(x)
+            answer = warm.harden({"p": given}, client="alice", inputs={"x": asked})["p"]
+            assert np.array_equal(answer, expected)
+            assert np.array_equal(given, p)
+            answer[...] = 9
+        bad = p.copy()
+        bad[3] = np.nan
+        for _ in range(2):
+            with pytest.raises(ReleaseError, match="row 3"):
+                warm.harden({"p": bad}, client="alice", inputs={"x": x})
+        for _ in range(4):
+            assert np.array_equal(warm.harden({"p": p}, client="alice", inputs={"x": x})["p"], expected)
+        assert warm.standing("alice").queries == 5 * 12
+
+
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_dtype_shape_and_simplex_are_kept(tmp_path: Path, dtype: str) -> None:
     p, x = batch()

@@ -15,12 +15,12 @@ import numpy as np
 import onnxruntime
 
 from hardening.guard import Guard
+from hardening.recent import Recent
 from hardening.types import Decision
 from hardening_onnx.feeds import DTYPES
 
-#: Shapes of questions for which a thread keeps buffers, and their most bytes in all.
-SHAPES = 16
-BYTES = 1 << 26
+#: Most bytes of the buffers for one shape of question.
+MOST_BYTES = 1 << 22
 #: Booleans are left out: the runtime takes any byte but zero for true, and so must what the noise is keyed on.
 _DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype.kind not in "bO"}
 
@@ -90,7 +90,8 @@ class Buffers:
         }
         self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self._inputs.values()
         self._inner, self._guard = inner, guard
-        self._local = threading.local()
+        self._recent: Recent[Bound] = Recent()
+        self._last = threading.local()
 
     def _key(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> tuple[Any, ...] | None:
         if len(feed) != len(self._inputs):
@@ -105,9 +106,8 @@ class Buffers:
 
     def find(self, names: tuple[str, ...], feed: Mapping[str, Any]) -> Bound | None:
         """This thread's buffers for a question like this one, if there are any."""
-        local = self._local
         try:
-            last: Bound = local.last
+            last: Bound = self._last.bound
         except AttributeError:
             return None
         if names == last.names and len(feed) == len(last.inputs):
@@ -117,10 +117,9 @@ class Buffers:
                     break
             else:
                 return last
-        key = self._key(names, feed)
-        found: Bound | None = None if key is None else local.bound.get(key)
+        found = self._recent.find(self._key(names, feed))
         if found is not None:
-            local.last = found
+            self._last.bound = found
         return found
 
     def learn(
@@ -136,20 +135,16 @@ class Buffers:
         key = self._key(names, feed)
         if key is None or 0 in (d for shape in (*key[1:], *shapes.values()) for d in shape):
             return
-        local = self._local
-        if not hasattr(local, "seen"):
-            local.bound, local.seen = {}, {}
-        if key not in local.seen:
-            local.seen = dict(list(local.seen.items())[1 - SHAPES :]) | {key: True}
+        if not self._recent.again(key):
             return
         inputs = {name: np.empty(feed[name].shape, dtype) for name, dtype in self._inputs.items()}
         outputs = {name: np.empty(shapes[name], self._outputs[name]) for name in fetch}
-        if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > BYTES // SHAPES:
+        if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > MOST_BYTES:
             return
-        if len(local.bound) >= SHAPES:
-            local.bound.pop(next(iter(local.bound)))
-        local.last = local.bound[key] = Bound(self._inner, self._guard, inputs, outputs, names)
+        self._last.bound = Bound(self._inner, self._guard, inputs, outputs, names)
+        self._recent.keep(key, self._last.bound)
 
     def forget(self) -> None:
         """Drop this thread's buffers; an answer in them could not be hardened."""
-        self._local.__dict__.clear()
+        self._recent.forget()
+        self._last.__dict__.clear()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.lanes import device, pointer
-from hardening.kernels.opcodes import Job
+from hardening.kernels.lanes import device, outer, pointer
+from hardening.kernels.opcodes import JOB, Job
 from hardening.kernels.program import SUMMARY, harden
 
 HISTOGRAM_BINS = 8
@@ -57,7 +57,7 @@ def settle(table: int, slot: int, job: Any) -> None:
     enter(table, slot, job)
 
 
-@device
+@outer
 def enter(table: int, slot: int, job: Any) -> None:
     base, vectors = table + slot * _SIZE, job[Job.VECTORS]
     counts, reals = _counts(table, slot), carray(pointer(base + _REALS), (3,), np.float64)
@@ -65,7 +65,7 @@ def enter(table: int, slot: int, job: Any) -> None:
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
     summary = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
-    costs = job.view(np.float64)
+    costs = carray(pointer(job.ctypes.data), (JOB,), np.float64)
     reals[0] += costs[Job.BITS]
     reals[1] += costs[Job.RHO]
     if job[Job.WIDTH] == 0:

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 #: Decorator of functions that only kernels call: no wrappers for Python, which would double their compilation.
 device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+#: The same for a kernel's outermost parts, which are called once: they become part of their caller before it is
+#: compiled, for compiled on their own and then again inside it they would double the time.
+outer = njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 WIDTH = 8
 _I1, _I8, _I32, _I64, _I128 = (ir.IntType(bits) for bits in (1, 8, 32, 64, 128))
 _DOUBLE = ir.DoubleType()
@@ -189,76 +192,54 @@ def columns(b: ir.IRBuilder, first: Any) -> Any:
     return b.fadd(_repeat(b, b.sitofp(first, _DOUBLE)), steps)
 
 
-def _binary(name: str) -> Any:
-    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-        return getattr(b, name)(x, y)
+def _operator(symbol: Any, emit: Callable[..., Any], takes: LanesType, returns: LanesType) -> None:
+    """Give an operator of Python its meaning for two vectors, or for a vector of floats and a number."""
+    number = (types.Float,) if takes is FLOATS else ()
 
-    emit.__name__ = name
-    return define(FLOATS, FLOATS, FLOATS)(emit)
+    def fits(x: Any, y: Any) -> bool:
+        return (x is takes or isinstance(x, number)) and (y is takes or isinstance(y, number)) and takes in (x, y)
 
+    @type_callable(symbol)
+    def typed(_context: Any) -> Any:
+        return lambda x, y: returns if fits(x, y) else None
 
-def _compare(sign: str) -> Any:
-    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-        # Unordered "not equal": a lane that holds NaN differs from everything.
-        return b.fcmp_unordered("!=", x, y) if sign == "!=" else b.fcmp_ordered(sign, x, y)
+    def lowered(_context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return emit(b, *(v if kind is takes else _repeat(b, v) for kind, v in zip(signature.args, args, strict=True)))
 
-    emit.__name__ = "compare"
-    return define(MASK, FLOATS, FLOATS)(emit)
-
-
-def _logic(name: str) -> Any:
-    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-        return getattr(b, name)(x, y)
-
-    emit.__name__ = name
-    return define(MASK, MASK, MASK)(emit)
+    for pair in ((takes, takes), *((takes, n) for n in number), *((n, takes) for n in number)):
+        lower_builtin(symbol, *pair)(lowered)
 
 
-@define(MASK, MASK)
-def _invert(b: ir.IRBuilder, x: Any) -> Any:
-    return b.not_(x)
+def _comparison(sign: str) -> Callable[..., Any]:
+    return lambda b, x, y: b.fcmp_ordered(sign, x, y)
 
 
-def _overload(symbol: Any, operation: Any, kind: LanesType) -> None:
-    def apply(x: Any, y: Any) -> Any:
-        if x is kind and y is kind:
-            return lambda x, y: operation(x, y)
-        if kind is FLOATS and x is FLOATS and isinstance(y, types.Float):
-            return lambda x, y: operation(x, fill(y))
-        if kind is FLOATS and y is FLOATS and isinstance(x, types.Float):
-            return lambda x, y: operation(fill(x), y)
-        return None
-
-    apply.__annotations__ = {}  # numba compares signatures, annotations included
-    overload(symbol)(apply)
-
-
-for _symbol, _name in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _overload(_symbol, _binary(_name), FLOATS)
-for _symbol, _name in (
+_operator(operator.add, lambda b, x, y: b.fadd(x, y), FLOATS, FLOATS)
+_operator(operator.sub, lambda b, x, y: b.fsub(x, y), FLOATS, FLOATS)
+_operator(operator.mul, lambda b, x, y: b.fmul(x, y), FLOATS, FLOATS)
+_operator(operator.truediv, lambda b, x, y: b.fdiv(x, y), FLOATS, FLOATS)
+for _symbol, _sign in (
     (operator.lt, "<"),
     (operator.gt, ">"),
     (operator.le, "<="),
     (operator.ge, ">="),
     (operator.eq, "=="),
-    (operator.ne, "!="),
 ):
-    _overload(_symbol, _compare(_name), FLOATS)
-_overload(operator.and_, _logic("and_"), MASK)
-_overload(operator.or_, _logic("or_"), MASK)
+    _operator(_symbol, _comparison(_sign), FLOATS, MASK)
+# A lane that holds NaN differs from everything.
+_operator(operator.ne, lambda b, x, y: b.fcmp_unordered("!=", x, y), FLOATS, MASK)
+_operator(operator.and_, lambda b, x, y: b.and_(x, y), MASK, MASK)
+_operator(operator.or_, lambda b, x, y: b.or_(x, y), MASK, MASK)
 
 
-def _overload_invert(x: Any) -> Any:
-    return (lambda x: _invert(x)) if x is MASK else None
+@type_callable(operator.invert)
+def _type_of_not(_context: Any) -> Any:
+    return lambda x: MASK if x is MASK else None
 
 
-_overload_invert.__annotations__ = {}
-overload(operator.invert)(_overload_invert)
+@lower_builtin(operator.invert, MASK)
+def _not(_context: Any, b: ir.IRBuilder, _signature: Any, args: Any) -> Any:
+    return b.not_(args[0])
 
 
 # Words and wide integers ------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from hardening.kernels.lanes import (
     load_longs,
     load_some,
     load_words,
+    outer,
     pointer,
     rint,
     some,
@@ -129,7 +130,7 @@ def rint_scalar(x: float) -> float:
     return lane(rint(fill(x)), 0)
 
 
-@device
+@outer
 def _step(
     b: Block,
     code: int,
@@ -242,7 +243,7 @@ def _nonces_of(nonces: Any, out: Any, first: int, per_row: int, n: int, wide: bo
                 row, behind = row + 1, 0
 
 
-@device
+@outer
 def _harden(job: Any) -> int:
     n, vectors, per_row, space = job[Job.WIDTH], job[Job.VECTORS], job[Job.PER_ROW], job[Job.SPACE]
     steps, slots = job[Job.STEPS], job[Job.SLOTS]
@@ -258,9 +259,9 @@ def _harden(job: Any) -> int:
     row = carray(pointer(job[Job.ROW]), (n + 1,), np.uint64)
     nonces = carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)
     out = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
-    raw, spare = words, words[KEYSTREAM:].view(np.uint32)
+    raw, spare = words, carray(pointer(job[Job.WORDS] + 8 * KEYSTREAM), (2 * 40,), np.uint32)
     tolerance = float(job[Job.TOLERANCE]) * 1e-6
-    first = 0
+    first: Any = np.int64(0)  # a literal would be typed twice
     while first < vectors:
         wide = n > NARROW or vectors - first < WIDTH
         count = 1 if wide else WIDTH
@@ -288,7 +289,7 @@ def _harden(job: Any) -> int:
     return 0
 
 
-@device
+@outer
 def harden(job: Any) -> int:
     """Harden the scores that `job` (int64, see `opcodes.Job`) points at, in place.
 
@@ -300,7 +301,8 @@ def harden(job: Any) -> int:
             carray(pointer(job[Job.INPUT_TABLE]), (job[Job.INPUTS], tag.INPUT), np.int64),
             job[Job.ROWS],
             carray(pointer(job[Job.TAG_KEY]), (tag.FINAL + job[Job.ROW_WORDS] + tag.EXTRA,), np.uint64),
-            carray(pointer(job[Job.ROW]), (job[Job.ROW_WORDS],), np.uint64),
+            job[Job.ROW],
+            job[Job.ROW_WORDS],
             carray(pointer(job[Job.NONCES]), (job[Job.ROWS], 3), np.uint32),
         )
     if job[Job.WIDTH] == 0 or job[Job.VECTORS] == 0:

@@ -27,36 +27,37 @@ INPUT = 5
 
 
 @device
-def _canonical(address: int, count: int, kind: int, out: Any, start: int) -> None:
-    """`count` bytes at `address`, copied to `out` (uint64) from `start` on; equal numbers get equal bytes."""
+def _canonical(address: int, count: int, kind: int, out: int) -> None:
+    """`count` bytes at `address`, copied to the address `out`; equal numbers get equal bytes."""
     if kind == SINGLE:
         source = carray(pointer(address), (count // 4,), np.uint32)
-        target = out.view(np.uint32)
+        target = carray(pointer(out), (count // 4,), np.uint32)
         for i in range(count // 4):
             v = source[i]
             size = v & np.uint32(0x7FFFFFFF)
             v = np.uint32(0) if size == 0 else v
-            target[2 * start + i] = np.uint32(0x7FC00000) if size > np.uint32(0x7F800000) else v
+            target[i] = np.uint32(0x7FC00000) if size > np.uint32(0x7F800000) else v
     elif kind == DOUBLE:
         wide = carray(pointer(address), (count // 8,), np.uint64)
+        long = carray(pointer(out), (count // 8,), np.uint64)
         for i in range(count // 8):
             w = wide[i]
             length = w & np.uint64(0x7FFFFFFFFFFFFFFF)
             w = np.uint64(0) if length == np.uint64(0) else w
-            out[start + i] = np.uint64(0x7FF8000000000000) if length > np.uint64(0x7FF0000000000000) else w
+            long[i] = np.uint64(0x7FF8000000000000) if length > np.uint64(0x7FF0000000000000) else w
     elif kind == HALF:
         halves = carray(pointer(address), (count // 2,), np.uint16)
-        short = out.view(np.uint16)
+        short = carray(pointer(out), (count // 2,), np.uint16)
         for i in range(count // 2):
             h = halves[i]
             least = h & np.uint16(0x7FFF)
             h = np.uint16(0) if least == 0 else h
-            short[4 * start + i] = np.uint16(0x7E00) if least > np.uint16(0x7C00) else h
+            short[i] = np.uint16(0x7E00) if least > np.uint16(0x7C00) else h
     else:
         plain = carray(pointer(address), (count,), np.uint8)
-        octets = out.view(np.uint8)
+        octets = carray(pointer(out), (count,), np.uint8)
         for i in range(count):
-            octets[8 * start + i] = plain[i]
+            octets[i] = plain[i]
 
 
 @device
@@ -86,21 +87,23 @@ def hash_words(row: Any, count: int, key: Any, nonce: Any) -> None:
 
 
 @device
-def hash_rows(inputs: Any, rows: int, key: Any, row: Any, nonces: Any) -> None:
+def hash_rows(inputs: Any, rows: int, key: Any, place: int, width: int, nonces: Any) -> None:
     """The nonce of every row.
 
     Args:
         inputs: int64 ``(inputs, INPUT)``; an input that all rows share has a stride of 0.
-        key: uint64, see `hash_words`. row: uint64 scratch for one row, every input padded to 16 bytes.
+        key: uint64, see `hash_words`.
+        place, width: address of scratch for `width` 64-bit words, which is one row with every input padded to 16 bytes.
         nonces: uint32 ``(rows, 3)``, filled in.
     """
+    row = carray(pointer(place), (width,), np.uint64)
     for r in range(rows):
-        words = 0
+        words = np.int64(0)
         for i in range(len(inputs)):
             end = words + inputs[i, 4]
             if end > words:
                 row[end - 1] = np.uint64(0)
                 row[end - 2] = np.uint64(0)
-            _canonical(inputs[i, 0] + r * inputs[i, 2], inputs[i, 1], inputs[i, 3], row, words)
+            _canonical(inputs[i, 0] + r * inputs[i, 2], inputs[i, 1], inputs[i, 3], place + 8 * words)
             words = end
         hash_words(row, words, key, nonces[r])
