@@ -108,7 +108,7 @@ class Answer:
         program = self._programs.get(name, self._tier, width)
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question)
-        promise = program.pipeline.guarantee(width, value.dtype.itemsize)
+        promise = program.promise(value.dtype.itemsize)
         most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
         bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)
         self.entries.append((name, task, _priced(task.job, bits, rho, most.get(rules.space, 0.0))))

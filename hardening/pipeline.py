@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -171,6 +172,11 @@ class Program:
         ):
             self._job[place] = value
 
+    @functools.cache  # noqa: B019 - a program lives as long as its guard
+    def promise(self, itemsize: int) -> Guarantee:
+        """The pipeline's guarantee for rows of floats of `itemsize` bytes."""
+        return self.pipeline.guarantee(self.width, itemsize)
+
     def job(self) -> NDArray[np.int64]:
         """A new job of this program, without scores; the program must outlive it."""
         return self._job.copy()
@@ -285,6 +291,11 @@ def lanes_room(width: int) -> int:
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
     """Key of the row hash for rows of `words` 64-bit words: SHAKE256 (FIPS 202) of a secret of its own."""
+    return _hash_key(secret, words) if words <= 1 << 14 else _hash_key.__wrapped__(secret, words)
+
+
+@functools.lru_cache(maxsize=32)
+def _hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
     from hardening.kernels import tag
 
     return np.frombuffer(hashlib.shake_256(secret).digest(8 * (tag.FINAL + words + tag.EXTRA)), "<u8")

@@ -199,6 +199,33 @@ def test_bad_rows_are_named(bad: list[float], problem: int) -> None:
     assert status == 2 * 8 + problem
 
 
+@pytest.mark.parametrize("width", [3, 10, 70])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(math.nan, opcodes.NOT_FINITE), (math.inf, opcodes.NOT_FINITE), (2.0, opcodes.NOT_SIMPLEX), (1e300, 2)],
+)
+def test_the_offending_row_of_a_batch_is_named(width: int, value: float, problem: int) -> None:
+    for row in (0, 7, 11, 19):
+        x = distributions(20, width, 0, 1.0)
+        x[row, width // 2] = value
+        assert run(Pipeline("simplex", (Types(n=10),)), x)[0] == (row + 1) * 8 + problem
+
+
+def test_rows_are_the_same_alone_and_among_others() -> None:
+    """Rows are worked on eight at a time or alone, as a batch happens to be cut; nobody can tell which."""
+    for width in (1, 2, 9, 16, 17, 33, 64, 65, 200):
+        x = distributions(21, width, width, 0.3) if width > 1 else np.ones((21, 1))
+        nonces = np.random.default_rng(width).integers(0, 2**32, (21, 3), dtype=np.uint32)
+        for transforms in SIMPLEX.values():
+            if any(isinstance(t, TopK) and (t.other or 0) >= width for t in transforms):
+                continue
+            pipeline = Pipeline("simplex", transforms)
+            whole = run(pipeline, x, nonces)[1]
+            for cut in (1, 3, 8, 13):
+                part = run(pipeline, x[cut:], nonces[cut:])[1]
+                assert np.array_equal(part, whole[cut:]), (width, transforms, cut)
+
+
 def test_scores_beyond_the_noise_grid_are_an_error() -> None:
     status, _ = run(Pipeline("scalar", (Gaussian(sigma=1e-3),)), np.array([[1e300]]))
     assert status == 8 + opcodes.OUT_OF_RANGE

@@ -83,11 +83,6 @@ class Buffers:
     def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
         self._inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
         self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
-        known = {d for i in inner.get_inputs() for d in i.shape if isinstance(d, str)}
-        #: Outputs whose shape follows from the inputs' shapes.
-        self._regular = {
-            o.name for o in inner.get_outputs() if all(isinstance(d, int) or d in known for d in o.shape or ())
-        }
         self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self._inputs.values()
         self._inner, self._guard = inner, guard
         self._recent: Recent[Bound] = Recent()
@@ -130,7 +125,7 @@ class Buffers:
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         """A question was answered without buffers; the second time this happens, buffers are made for it."""
-        if not self._able or any(n not in self._regular or self._outputs[n] is None for n in fetch):
+        if not self._able or any(self._outputs[n] is None for n in fetch):
             return
         key = self._key(names, feed)
         if key is None or 0 in (d for shape in (*key[1:], *shapes.values()) for d in shape):
@@ -143,6 +138,11 @@ class Buffers:
             return
         self._last.bound = Bound(self._inner, self._guard, inputs, outputs, names)
         self._recent.keep(key, self._last.bound)
+
+    def give_up(self) -> None:
+        """Use buffers no more: the shape of this model's answers depends on more than the shape of the question."""
+        self._able = False
+        self.forget()
 
     def forget(self) -> None:
         """Drop this thread's buffers; an answer in them could not be hardened."""

@@ -127,7 +127,9 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             self.__buffers.forget()
             raise
         if isinstance(answer, Decision):
-            return self._answer(answer, names, input_feed, run_options)
+            results = self._answer(answer, names, input_feed, run_options)
+            self.__buffers.give_up()  # the runtime would answer, but not into our buffers
+            return results
         return answer
 
     def _run_once(

@@ -137,6 +137,31 @@ def exact_sum(b: Block, a: Any) -> Any:
 
 
 @device
+def survey(b: Block, a: Any, grid: float) -> tuple[Any, Any, Any]:
+    """Smallest and largest entry, and the sum of multiples of 1 / grid nearest to the entries.
+
+    The sum is NaN or infinite if any entry is; with a grid of 0 it is otherwise 0.
+    """
+    low, high, s0, s1 = fill(HUGE), fill(-HUGE), fill(0.0), fill(0.0)
+    i = 0
+    while i + 2 < b.m:
+        v, u = load(a, i), load(a, i + 1)
+        low, high = smaller(smaller(low, v), u), larger(larger(high, v), u)
+        s0, s1 = s0 + rint(v * grid), s1 + rint(u * grid)
+        i += 2
+    while i < b.m - 1:
+        v = load(a, i)
+        low, high, s0 = smaller(low, v), larger(high, v), s0 + rint(v * grid)
+        i += 1
+    v = load(a, b.m - 1)
+    low, high = smaller(low, where(b.last, v, low)), larger(high, where(b.last, v, high))
+    s = s0 + s1 + where(b.last, rint(v * grid), fill(0.0))
+    if b.wide:
+        low, high, s = across_min(low), across_max(high), across_sum(s)
+    return low, high, (s / grid if grid > 0.0 else s)
+
+
+@device
 def count_above(b: Block, a: Any, t: Any) -> Any:
     count = fill_longs(0)
     for i in range(b.m - 1):

@@ -12,10 +12,9 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import opcodes, prf, rows, summary, tag
-from hardening.kernels.blocks import Block, block, exact_sum, extremes, first_argmax, first_equal, largest
+from hardening.kernels.blocks import SUM_GRID, Block, block, extremes, first_argmax, first_equal, survey
 from hardening.kernels.lanes import (
     WIDTH,
-    across_sum,
     add_words,
     count_from,
     count_twice,
@@ -58,25 +57,31 @@ SUMMARY = 3
 
 
 @device
-def _check(b: Block, space: int, tolerance: float) -> Any:
-    """What is wrong with each row, as an `opcodes` problem; brings rows within the tolerance into the space."""
-    none, bad = fill(0.0), fill(0.0)
-    for i in range(b.m):
-        bad = bad + load(b.w, i) * 0.0
-    bad = across_sum(bad) if b.wide else bad
-    problem = where(bad != none, fill(float(opcodes.NOT_FINITE)), none)
-    if space == opcodes.SPACE_ANY or some(problem > 0.0):
-        return problem
-    low, high = extremes(b, b.w)
+def _check(b: Block, space: int, tolerance: float) -> tuple[Any, Any]:
+    """What is wrong with each row, as an `opcodes` problem, and its largest entry.
+
+    Brings rows within the tolerance into the space.
+    """
+    none, one = fill(0.0), fill(1.0)
+    low, high, total = survey(b, b.w, SUM_GRID if space == opcodes.SPACE_SIMPLEX else 0.0)
+    if some(total - total != none):
+        _, _, nothing = survey(b, b.w, 0.0)  # a sum may overflow where no entry is at fault
+        fault = where(nothing == none, fill(float(opcodes.NOT_SIMPLEX)), fill(float(opcodes.NOT_FINITE)))
+        return where(total - total != none, fault, none), high
+    problem = none
+    if space == opcodes.SPACE_ANY:
+        return problem, high
     off = fill(float(opcodes.NOT_SIMPLEX))
     problem = where((low < -tolerance) | (high > 1.0 + tolerance), off, problem)
     if some((low < 0.0) | (high > 1.0)):
         rows.clip(b, 0.0, 1.0)
+        low, high, total = survey(b, b.w, SUM_GRID)
     if space == opcodes.SPACE_SIMPLEX:
-        total = exact_sum(b, b.w)
-        problem = where(fabs(total - 1.0) > tolerance, off, problem)
-        rows.divide(b, where(problem == 0.0, total, fill(1.0)))
-    return problem
+        problem = where(fabs(total - one) > tolerance, off, problem)
+        total = where(problem == none, total, one)
+        rows.divide(b, total)
+        high = rows.quotient(high, total, one / total)
+    return problem, high
 
 
 @device
@@ -267,8 +272,7 @@ def _harden(job: Any) -> int:
         count = 1 if wide else WIDTH
         b = block(numbers, numbers[room:], numbers[2 * room :], n, wide)
         _load(b, job, first)
-        problem = _check(b, space, tolerance)
-        highest = largest(b, b.w)
+        problem, highest = _check(b, space, tolerance)
         own = first_equal(b, b.w, highest)
         top = own
         entropy = summary.clean_entropy(b, space, job[Job.LOGITS] > 0, highest)

@@ -13,7 +13,7 @@ from hardening.kernels.blocks import (
     Block,
     exact_sum,
     extremes,
-    first_argmax,
+    first_equal,
     largest,
     mark_largest,
     place,
@@ -139,9 +139,12 @@ def to_types(b: Block, units: float, top: Any) -> None:
         _add_at(b, top, extra)
         missing = missing - extra
     mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
+    most = fill(-HUGE)
     for i in range(b.m):
-        store(b.w, i, load(b.w, i) + load(b.marks, i))
-    lead = first_argmax(b, b.w)
+        v = load(b.w, i) + load(b.marks, i)
+        store(b.w, i, v)
+        most = larger(most, where(b.last, v, most) if i == b.m - 1 else v)
+    lead = first_equal(b, b.w, across_max(most) if b.wide else most)
     if some(lead != top):
         _restore_top(b, top, lead)
     divide(b, fill(units))

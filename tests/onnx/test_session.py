@@ -226,6 +226,22 @@ def test_threads_do_not_share_buffers(session: HardenedSession) -> None:
     assert all(session.guard.standing(str(i)).queries == 1200 for i in range(8))
 
 
+def test_answers_whose_shape_depends_on_the_data() -> None:
+    """Buffers of one size would not do; the session finds out, and goes the long way from then on."""
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=T.FLOAT)],
+        "nonzero",
+        [helper.make_tensor_value_info("x", T.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", T.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    session, bare = hardening_onnx.wrap(model, Policy({"y": Output("open")})), ort.InferenceSession(model)
+    for i in range(12):
+        x = (np.random.default_rng(i).random((2, 3)) < 0.5).astype("f4")
+        assert np.array_equal(session.run(None, {"x": x})[0], bare.run(None, {"x": x})[0])
+    assert session.guard.standing("anonymous").queries == 24
+
+
 def test_a_shape_that_the_model_refuses_is_the_runtimes_error(session: HardenedSession) -> None:
     for _ in range(3):
         session.run(None, {"x": X})
