@@ -87,16 +87,14 @@ def _check(b: Block, space: int, tolerance: float) -> tuple[Any, Any]:
 @device
 def _draw(b: Block, i: int, raw: Any, word: int, p: Any, table: Any) -> None:
     z = prf.draw(load_longs(raw, word), table, int(p[2]), int(p[3]), int(p[4]))
-    store(b.w, i, (load(b.w, i) + z) * p[0])
+    store(b.w, i, (rint(load(b.w, i) * p[1]) + z) * p[0])
 
 
 @device
 def _add_noise(b: Block, p: Any, table: Any, key: Any, nonces: Any, raw: Any) -> Any:
     """Integer noise; `nonces` holds three words and a first counter for each lane, word by word."""
-    for i in range(b.m):
-        store(b.w, i, rint(load(b.w, i) * p[1]))
     low, high = extremes(b, b.w)
-    far = larger(high, 0.0 - low) > MOST_STEPS
+    far = larger(high, 0.0 - low) * p[1] > MOST_STEPS
     problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), fill(0.0))
     n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
     if not b.wide:
@@ -139,6 +137,7 @@ def rint_scalar(x: float) -> float:
 def _step(
     b: Block,
     code: int,
+    after: int,
     p: Any,
     own: Any,
     top: Any,
@@ -160,15 +159,13 @@ def _step(
             problem = larger(problem, _add_noise(b, p, table, keys[int(p[5])], spare, raw))
         else:
             problem = larger(problem, _add_noise(b, p, table, keys[int(p[5])], nonces, raw))
-        top = first_argmax(b, b.w)
+        if after != opcodes.PROJECT:  # which finds the top class itself
+            top = first_argmax(b, b.w)
     elif code == opcodes.TYPES:
         rows.to_types(b, p[0], top)
     elif code == opcodes.PROJECT:
-        low, high = extremes(b, b.w)
-        far = larger(high, 0.0 - low) > rows.MOST_SCORE
+        far = rows.project(b, p[0] > 0.0, p[1], own)
         problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), problem)
-        if not some(far):
-            rows.project(b, p[0] > 0.0, p[1], own)
         top = own if p[0] > 0.0 else first_argmax(b, b.w)
     elif code == opcodes.GRID:
         rows.to_grid(b, p[0])
@@ -281,7 +278,10 @@ def _harden(job: Any) -> int:
             if job[Job.MECHANISMS] > 0:
                 _nonces_of(nonces, spare, first, per_row, n, wide)
             for s in range(steps):
-                top, problem = _step(b, ops[s], params[s], own, top, problem, table, keys, cell_key, row, spare, raw)
+                after = ops[s + 1] if s + 1 < steps else 0
+                top, problem = _step(
+                    b, ops[s], after, params[s], own, top, problem, table, keys, cell_key, row, spare, raw
+                )
         if some(problem > 0.0):
             for k in range(count):
                 if lane(problem, k) > 0.0:

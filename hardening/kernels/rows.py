@@ -203,10 +203,10 @@ def keep_top_k(b: Block, k: int, mode: int, value: float, top: Any) -> None:
 
 
 @device
-def _project(b: Block, mass: float) -> None:
+def _project(b: Block, mass: float, highest: Any) -> None:
     """Onto {x >= 0, sum x = mass} by Michelot's iteration, which is Newton's method on the threshold."""
     total, _ = sum_above(b, b.w, fill(-HUGE))
-    t = larger((total - mass) / float(b.n), largest(b, b.w) - mass)
+    t = larger((total - mass) / float(b.n), highest - mass)
     s, count = sum_above(b, b.w, t)
     going = count > 0.0
     while some(going):
@@ -241,15 +241,29 @@ def _pool_top(b: Block, own: Any) -> None:
 
 
 @device
-def project(b: Block, keep: bool, margin: float, own: Any) -> None:
-    """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`."""
+def project(b: Block, keep: bool, margin: float, own: Any) -> Any:
+    """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`.
+
+    Returns a mask of the rows with scores so large that sums in fixed point are not exact; their result is void.
+    """
+    low, high = fill(HUGE), fill(-HUGE)
     for i in range(b.m):
-        store(b.w, i, rint(load(b.w, i) * FIXED_POINT) / FIXED_POINT)
+        v = rint(load(b.w, i) * FIXED_POINT) / FIXED_POINT
+        store(b.w, i, v)
+        v = where(b.last, v, fill(0.0)) if i == b.m - 1 else v
+        low, high = smaller(low, v), larger(high, v)
+    if b.wide:
+        low, high = across_min(low), across_max(high)
+    far = larger(high, 0.0 - low) > MOST_SCORE
+    if some(far):
+        return far
     if not keep or b.n < 2:
-        _project(b, 1.0)
-        return
+        # A row that ends within a vector has seen zeros there, which may be more than any of its entries.
+        _project(b, 1.0, largest(b, b.w))
+        return far
     gap = fill(margin)
     _add_at(b, own, 0.0 - gap)
     _pool_top(b, own)
-    _project(b, 1.0 - margin)
+    _project(b, 1.0 - margin, gather(b.w, place(b, own)))
     _add_at(b, own, gap)
+    return far
