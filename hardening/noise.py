@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,8 +238,20 @@ def reference_noise(table: NoiseTable, raw: NDArray[np.uint64]) -> NDArray[np.in
     return np.where(keep, slot - table.offset, table.alias[slot].astype(np.int64))
 
 
-def row_nonce(tag_key: bytes, context: bytes, row: Any) -> bytes:
-    """96-bit nonce of one canonical input row: keyed BLAKE2b over what describes the row and its bytes."""
-    digest = hashlib.blake2b(context, key=tag_key, person=b"hardening.row", digest_size=12)
-    digest.update(row)
-    return digest.digest()
+def reference_nonce(row: list[int], key: list[int]) -> bytes:
+    """96-bit nonce of one canonical input row, as `kernels.tag` computes it, in Python's integers.
+
+    Args:
+        row: 64-bit words, an even number of them.
+        key: 64-bit words, 22 more than the row has.
+    """
+    sums: list[int] = []
+    for shift in (20, 22):  # NH, in two passes
+        tail = key[shift:]
+        pairs = zip(row[::2], tail[::2], row[1::2], tail[1::2], strict=False)
+        total = sum(((x + j) % 2**64) * ((y + k) % 2**64) for x, j, y, k in pairs)
+        sums += [total % 2**64, total % 2**128 >> 64]
+    wide = [low | high << 64 for low, high in zip(key[0:20:2], key[1:20:2], strict=True)]
+    first = (wide[0] + sum(c * v for c, v in zip(wide[1:5], sums, strict=True))) % 2**128
+    second = (wide[5] + sum(c * v for c, v in zip(wide[6:], sums, strict=True))) % 2**128
+    return (first >> 64).to_bytes(8, "little") + (second >> 96).to_bytes(4, "little")

@@ -54,3 +54,34 @@ def test_importing_compiles_nothing_and_reads_no_numba() -> None:
     script = "import sys, hardening.pipeline; print('numba' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_one_request_is_followed_through_the_files_that_the_readme_names(tmp_path: Path) -> None:
+    """A question of a shape and from a client seen before passes through these files and no others; kernels are compiled, so unseen."""
+    readme = (ROOT / "README.md").read_text()
+    path = re.findall(r"`([a-z_/]+\.py)`", readme.split("One request:")[1].split("##")[0])
+    assert len(path) <= 6
+    assert all((ROOT / file).is_file() for file in path)
+    script = (
+        "import sys, numpy as np, hardening, hardening_onnx\n"
+        "from hardening.config import Output, Policy\n"
+        "from hardening.transforms import Types\n"
+        "from onnx import TensorProto as T, helper\n"
+        "graph = helper.make_graph([helper.make_node('Softmax', ['x'], ['p'])], 'g',\n"
+        "    [helper.make_tensor_value_info('x', T.FLOAT, ['N', 4])],\n"
+        "    [helper.make_tensor_value_info('p', T.FLOAT, ['N', 4])])\n"
+        "model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)\n"
+        "policy = Policy({'p': Output('simplex', {'normal': (Types(n=10),)})})\n"
+        "session = hardening_onnx.wrap(model.SerializeToString(), policy)\n"
+        "x = np.ones((2, 4), np.float32)\n"
+        "for _ in range(3): session.run(None, {'x': x}, client='alice')\n"
+        "seen = set()\n"
+        "sys.setprofile(lambda frame, *_: seen.add(frame.f_code.co_filename))\n"
+        "session.run(None, {'x': x}, client='alice')\n"
+        "sys.setprofile(None)\n"
+        "print(*seen, sep='\\n')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    seen = {Path(line) for line in run.stdout.split() if "hardening" in line}
+    assert seen
+    assert {str(file.relative_to(ROOT)) for file in seen} <= set(path)

@@ -68,6 +68,8 @@ def test_toml_and_python_are_equal(tmp_path: Path) -> None:
         ("file:hardening.key", "hardening.key", "key.source"),
         ('"file:hardening.key"', '"env:KEY"', "key.create"),
         ('[key]\nsource = "file:hardening.key"\ncreate = true', "", "key"),
+        ("[key]", '[clients]\nanonymous = "maybe"\n[key]', "clients.anonymous"),
+        ("[key]", '[clients]\nanon = "deny"\n[key]', "clients.anon"),
         ('"simplex"', '"simplx"', "outputs.probabilities.space"),
         ('label_output = "label"', "label_output = 3", "outputs.probabilities.label_output"),
         ("sigma = 0.05", "sigm = 0.05", "outputs.probabilities.tiers.normal[0].sigm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tracemalloc
@@ -13,9 +14,10 @@ import pytest
 
 import hardening
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
-from hardening.config import KeySource, Output, Policy
+from hardening.config import ClientRules, KeySource, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
 from hardening.kernels.opcodes import JOB, Job
+from hardening.testing import FakeClock, RecordingSink
 from hardening.transforms import Gaussian, LabelOnly, Project, Round, TopK, Types
 
 NOISY = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
@@ -255,3 +257,48 @@ def test_events_of_the_guard_never_show_the_key(tmp_path: Path) -> None:
         secret = (tmp_path / "k.key").read_text().strip().split(":")[-1]
         shown = repr(guard) + repr(vars(guard)) + json.dumps(str(guard.policy))
     assert secret not in shown
+
+
+def test_events_tell_the_operator_what_the_caller_is_not_told(tmp_path: Path) -> None:
+    sink, clock = RecordingSink(), FakeClock(1000.0)
+    rules = dataclasses.replace(policy(tmp_path, tier=(Types(n=4),)), clients=ClientRules(anonymous="deny"))
+    p, _ = batch()
+    with hardening.Guard(rules, sink=sink, clock=clock) as guard:
+        for client in (None, "anonymous"):
+            with pytest.raises(hardening.Denied) as caught:
+                guard.harden({"p": p}, client=client)
+            assert (str(caught.value), caught.value.code) == (hardening.Denied.SENTENCE, "forbidden")
+        clock.now = 2000.0
+        with pytest.raises(ReleaseError):
+            guard.harden({"p": p * 2}, client="alice")
+        assert guard.harden({"p": p}, client="alice")["p"].shape == p.shape
+    assert [(e.kind, e.time, e.client) for e in sink.events] == [
+        ("denied", 1000.0, "anonymous"),
+        ("denied", 1000.0, "anonymous"),
+        ("release-failed", 2000.0, "alice"),
+    ]
+    assert "clients.anonymous" in sink.events[0].evidence["reason"]
+    assert "row 0" in sink.events[2].evidence["problem"]
+    assert sink.closed
+
+
+def test_pooling_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardening.guard.CAPACITY", 3)
+    sink = RecordingSink()
+    p, _ = batch(1)
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),)), sink=sink) as guard:
+        for i in range(10):
+            guard.harden({"p": p}, client=f"client-{i}")
+        assert guard.clients()[POOLED].queries == 7
+        with pytest.raises(InputError, match="name of the shared account"):
+            guard.harden({"p": p}, client=POOLED)
+    assert [e.kind for e in sink.events] == ["accounts-pooled"]
+
+
+def test_the_log_is_the_default_sink(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    p, _ = batch()
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard, pytest.raises(ReleaseError):
+        guard.harden({"p": p * np.nan}, client="alice")
+    (record,) = (r for r in caplog.records if r.name == "hardening.events")
+    assert record.levelname == "WARNING"
+    assert json.loads(record.getMessage())["kind"] == "release-failed"
