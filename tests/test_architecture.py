@@ -57,7 +57,7 @@ def test_importing_compiles_nothing_and_reads_no_numba() -> None:
 
 
 def test_one_request_is_followed_through_the_files_that_the_readme_names(tmp_path: Path) -> None:
-    """A question of a shape and from a client seen before passes through these files and no others; kernels are compiled, so unseen."""
+    """A question of a known shape and client passes through these files alone (kernels are compiled, so unseen)."""
     readme = (ROOT / "README.md").read_text()
     path = re.findall(r"`([a-z_/]+\.py)`", readme.split("One request:")[1].split("##")[0])
     assert len(path) <= 6
