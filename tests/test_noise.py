@@ -16,7 +16,7 @@ from scipy import stats
 
 from hardening import noise
 from hardening.errors import ConfigError
-from hardening.kernels import lanes, prf
+from hardening.kernels import memory, prf, words
 from hardening.noise import Key, Law, derive, grid_exponent, noise_table, table_weights
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import Gaussian
@@ -27,13 +27,13 @@ KEY = Key(1, "chacha20", bytes(range(32)))
 @njit
 def draw_all(raw: Any, table: Any, bits: int, offset: int, out: Any) -> None:
     for i in range(len(raw) // 8):
-        lanes.store(out, i, prf.draw(lanes.load_longs(raw, i), table, 0, bits, offset))
+        memory.store(out, i, prf.draw(memory.load_longs(raw, i), table, 0, bits, offset))
 
 
 @njit
 def one_row(key: Any, nonce: Any, counter: int, out: Any) -> None:
-    n0, n1, n2 = lanes.repeat(nonce[0]), lanes.repeat(nonce[1]), lanes.repeat(nonce[2])
-    prf.blocks(key, lanes.count_from(np.uint32(counter)), n0, n1, n2, out)
+    n0, n1, n2 = words.repeat(nonce[0]), words.repeat(nonce[1]), words.repeat(nonce[2])
+    prf.blocks(key, words.count_from(np.uint32(counter)), n0, n1, n2, out)
 
 
 def keystream(secret: bytes, nonce: bytes, counter: int, words: int) -> Any:

@@ -18,22 +18,17 @@ from hardening.kernels.lanes import (
     columns,
     device,
     fill,
-    fill_longs,
-    gather,
     halfway,
     lane,
     larger,
-    load,
     next_up,
-    numbers,
     rint,
-    scatter,
     smaller,
     some,
-    store,
-    tally,
     where,
 )
+from hardening.kernels.memory import gather, load, scatter, store
+from hardening.kernels.words import fill_longs, numbers, tally
 
 #: Larger than anything that a row may hold.
 HUGE = 1e300

@@ -10,11 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from hardening.kernels import lanes
-from hardening.kernels.lanes import (
+from hardening.kernels.lanes import device
+from hardening.kernels.memory import gather_longs, store
+from hardening.kernels.words import (
+    add_to_longs,
     add_words,
-    device,
+    below,
+    join_first,
+    join_second,
+    low_bits,
+    numbers,
     repeat,
+    shift_right,
+    where_longs,
     xor_rotate_7,
     xor_rotate_8,
     xor_rotate_12,
@@ -75,8 +83,8 @@ def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
 
 @device
 def _store(out: Any, word: int, low: Any, high: Any) -> None:
-    lanes.store(out, word, lanes.join_first(low, high))
-    lanes.store(out, BLOCK + word, lanes.join_second(low, high))
+    store(out, word, join_first(low, high))
+    store(out, BLOCK + word, join_second(low, high))
 
 
 @device
@@ -86,8 +94,8 @@ def draw(raw: Any, table: Any, start: int, bits: int, offset: int) -> Any:
     Constant work: nothing branches on what is drawn. The table is ``[start, start + 2**bits)`` of `table` (uint64), see
     `noise.packed`.
     """
-    slot = lanes.shift_right(raw, 64 - bits)
-    entry = lanes.gather_longs(table, lanes.add_to_longs(slot, start))
-    keep = lanes.below(lanes.low_bits(raw, 64 - bits), lanes.shift_right(entry, bits))
-    drawn = lanes.where_longs(keep, slot, lanes.low_bits(entry, bits))
-    return lanes.numbers(lanes.add_to_longs(drawn, -offset))
+    slot = shift_right(raw, 64 - bits)
+    entry = gather_longs(table, add_to_longs(slot, start))
+    keep = below(low_bits(raw, 64 - bits), shift_right(entry, bits))
+    drawn = where_longs(keep, slot, low_bits(entry, bits))
+    return numbers(add_to_longs(drawn, -offset))

@@ -13,34 +13,22 @@ from numba import carray
 
 from hardening.kernels import opcodes, prf, rows, summary, tag
 from hardening.kernels.blocks import SUM_GRID, Block, block, extremes, first_argmax, first_equal, survey
-from hardening.kernels.lanes import (
-    WIDTH,
-    add_words,
-    count_from,
-    count_twice,
-    device,
-    fabs,
-    fill,
-    lane,
-    larger,
+from hardening.kernels.lanes import WIDTH, device, fabs, fill, lane, larger, outer, pointer, rint, some, where
+from hardening.kernels.memory import (
     load,
     load_at,
     load_every,
     load_longs,
     load_some,
     load_words,
-    outer,
-    pointer,
-    rint,
-    some,
     store,
     store_at,
     store_every,
     store_some,
     transpose,
-    where,
 )
 from hardening.kernels.opcodes import Job
+from hardening.kernels.words import add_words, count_from, count_twice
 
 #: Beyond this many steps a float64 no longer holds every integer that noise may add.
 MOST_STEPS = 2.0**50

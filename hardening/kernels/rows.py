@@ -29,17 +29,14 @@ from hardening.kernels.lanes import (
     fill,
     floor,
     fused,
-    gather,
     larger,
-    load,
     next_up,
     rint,
-    scatter,
     smaller,
     some,
-    store,
     where,
 )
+from hardening.kernels.memory import gather, load, scatter, store
 
 FIXED_POINT = 2.0**32
 #: Beyond this a sum of scores in fixed point is no longer exact.

@@ -2,30 +2,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from llvmlite import ir
 
 from hardening.kernels import opcodes
 from hardening.kernels.blocks import Block
 from hardening.kernels.lanes import (
+    FLOATS,
+    I64,
+    LONGS,
     WIDTH,
     across_sum,
+    bits_of,
     butterfly_1,
     butterfly_2,
     butterfly_4,
+    define,
     device,
-    exp2,
     fill,
     larger,
-    load,
-    log2,
-    store,
+    rint,
+    roughly_fused,
+    splat,
     where,
 )
-from hardening.kernels.lanes import bits as mask_bits
+from hardening.kernels.memory import load, store
 
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
 _LOG2_E = 1.4426950408889634
+
+
+@define(FLOATS, FLOATS)
+def _exponent(b: ir.IRBuilder, x: Any) -> Any:
+    bits = b.lshr(b.bitcast(x, LONGS.representation), splat(b, ir.Constant(I64, 52)))
+    return b.sitofp(b.sub(bits, splat(b, ir.Constant(I64, 1022))), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def _mantissa(b: ir.IRBuilder, x: Any) -> Any:
+    bits = b.and_(b.bitcast(x, LONGS.representation), splat(b, ir.Constant(I64, (1 << 52) - 1)))
+    return b.bitcast(b.or_(bits, splat(b, ir.Constant(I64, 0x3FE << 52))), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def _power_of_two(b: ir.IRBuilder, x: Any) -> Any:
+    biased = b.add(b.fptosi(x, LONGS.representation), splat(b, ir.Constant(I64, 1023)))
+    return b.bitcast(b.shl(biased, splat(b, ir.Constant(I64, 52))), FLOATS.representation)
+
+
+def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -> tuple[float, ...]:
+    """Coefficients of the Chebyshev interpolation, constant first."""
+    fit = np.polynomial.chebyshev.Chebyshev.interpolate(function, degree, domain=[low, high])
+    return tuple(float(c) for c in fit.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef)
+
+
+# log2(1 + m) = m q(m) on [sqrt(1/2) - 1, sqrt(2) - 1] and 2**x on [-1/2, 1/2], errors below 1e-5.
+L0, L1, L2, L3, L4, L5, L6, L7 = _fit(
+    lambda m: np.where(np.abs(m) < 1e-9, 1.0, np.log1p(m) / np.where(np.abs(m) < 1e-9, 1.0, m)) / np.log(2.0),
+    np.sqrt(0.5) - 1,
+    np.sqrt(2.0) - 1,
+    7,
+)
+E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
+
+
+@device
+def log2(x: Any) -> Any:
+    """Base-2 logarithm of positive normal numbers, absolute error below 1e-5; for statistics, not for releases."""
+    m = _mantissa(x)
+    small = where(m < 0.7071067811865476, fill(1.0), fill(0.0))
+    m = roughly_fused(m, small, m) - 1.0
+    q = roughly_fused(fill(L7), m, fill(L6))
+    q = roughly_fused(q, m, fill(L5))
+    q = roughly_fused(q, m, fill(L4))
+    q = roughly_fused(q, m, fill(L3))
+    q = roughly_fused(q, m, fill(L2))
+    q = roughly_fused(q, m, fill(L1))
+    q = roughly_fused(q, m, fill(L0))
+    return roughly_fused(m, q, _exponent(x) - small)
+
+
+@device
+def exp2(x: Any) -> Any:
+    """Two to the power of x for x in [-1000, 1000], relative error below 1e-5; for statistics, not for releases."""
+    whole = rint(x)
+    f = x - whole
+    q = roughly_fused(fill(E5), f, fill(E4))
+    q = roughly_fused(q, f, fill(E3))
+    q = roughly_fused(q, f, fill(E2))
+    q = roughly_fused(q, f, fill(E1))
+    q = roughly_fused(q, f, fill(E0))
+    return _power_of_two(whole) * q
 
 
 @device
@@ -96,7 +167,7 @@ def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
                 odd = odd + load(b.w, i + 1) * load(signs, i + 1)
         even = butterfly_4(butterfly_2(butterfly_1(even * load(signs, more))))
         odd = butterfly_4(butterfly_2(butterfly_1(odd * load(signs, more + 1))))
-        cell = mask_bits(even + odd > 0.0) + 256 * mask_bits(even - odd > 0.0)
+        cell = bits_of(even + odd > 0.0) + 256 * bits_of(even - odd > 0.0)
         return fill(float(cell % (1 << bits)))
     for k in range(FOLD):
         store(fold, k, fill(0.0))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.lanes import device, high_half, int128, low_half, multiply_add, multiply_add_wide, pointer
+from hardening.kernels.lanes import device, pointer
+from hardening.kernels.words import high_half, int128, low_half, multiply_add, multiply_add_wide
 
 #: Words of the two final sums: for each an initial value and four factors of 128 bits.
 FINAL = 20

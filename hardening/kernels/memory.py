@@ -1,0 +1,216 @@
+"""Between arrays and lanes: contiguous, strided, gathered, masked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from hardening.kernels.lanes import DOUBLE, FLOATS, I32, I64, LONGS, MASK, WIDTH, WORDS, device, vector
+from hardening.kernels.words import integers, to_floats
+
+
+def _place(context: Any, b: ir.IRBuilder, kind: Any, array: Any, index: Any, kind_of: ir.Type) -> Any:
+    data = context.make_array(kind)(context, b, array).data
+    return b.bitcast(b.gep(data, [b.mul(index, ir.Constant(I64, WIDTH))]), kind_of.as_pointer())
+
+
+@intrinsic
+def load(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index and on of a float64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.load(_place(context, b, signature.args[0], args[0], args[1], FLOATS.representation), align=8)
+
+    return FLOATS(array, types.int64), codegen
+
+
+@intrinsic
+def store(_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Writes what `load` reads; `value` may be floats or longs, the array has elements of eight bytes."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        b.store(args[2], _place(context, b, signature.args[0], args[0], args[1], args[2].type), align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, value), codegen
+
+
+@intrinsic
+def load_longs(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index and on of a uint64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.load(_place(context, b, signature.args[0], args[0], args[1], LONGS.representation), align=8)
+
+    return LONGS(array, types.int64), codegen
+
+
+@intrinsic
+def load_words(_context: Any, array: Any, index: Any) -> Any:
+    """Elements 8 * index to 8 * index + 7 of a uint32 array, twice."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        eight = b.load(_place(context, b, signature.args[0], args[0], args[1], vector(I32)), align=4)
+        twice = ir.Constant(WORDS.representation, [*range(WIDTH), *range(WIDTH)])
+        return b.shuffle_vector(eight, ir.Constant(eight.type, ir.Undefined), twice)
+
+    return WORDS(array, types.int64), codegen
+
+
+@intrinsic
+def transpose(_context: Any, array: Any, first: Any) -> Any:
+    """Turns the eight by eight 64-bit elements from 64 * first on, rows into columns, in registers."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        index = b.mul(args[1], ir.Constant(I64, WIDTH))
+        at = [b.add(index, ir.Constant(I64, k)) for k in range(WIDTH)]
+        places = [_place(context, b, signature.args[0], args[0], i, LONGS.representation) for i in at]
+        rows = [b.load(place, align=8) for place in places]
+        for d in (4, 2, 1):
+            low = ir.Constant(vector(I32), [i if not i & d else WIDTH + i - d for i in range(WIDTH)])
+            high = ir.Constant(vector(I32), [i + d if not i & d else WIDTH + i for i in range(WIDTH)])
+            for k in range(WIDTH):
+                if not k & d:
+                    x, y = rows[k], rows[k + d]
+                    rows[k], rows[k + d] = b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high)
+        for place, row in zip(places, rows, strict=True):
+            b.store(row, place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
+def gather_longs(_context: Any, array: Any, places: Any) -> Any:
+    """One 64-bit element per lane, at the indices in `places` (longs)."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.bitcast(context.make_array(signature.args[0])(context, b, args[0]).data, I64.as_pointer())
+        out = ir.Constant(LONGS.representation, ir.Undefined)
+        for lane in range(WIDTH):
+            at = ir.Constant(I32, lane)
+            out = b.insert_element(out, b.load(b.gep(data, [b.extract_element(args[1], at)])), at)
+        return out
+
+    return LONGS(array, LONGS), codegen
+
+
+@device
+def gather(array: Any, places: Any) -> Any:
+    """One float64 per lane, at the indices in `places` (floats)."""
+    return to_floats(gather_longs(array, integers(places)))
+
+
+@intrinsic
+def load_at(_context: Any, array: Any, first: Any) -> Any:
+    """Eight elements from `first` on of a float32 or float64 array."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        element = data.type.pointee
+        values = b.load(b.bitcast(data, vector(element).as_pointer()), align=4)
+        return values if element == DOUBLE else b.fpext(values, FLOATS.representation)
+
+    return FLOATS(array, types.int64), codegen
+
+
+@intrinsic
+def store_at(_context: Any, array: Any, first: Any, values: Any) -> Any:
+    """Writes what `load_at` reads, rounded to the array's dtype."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        element = data.type.pointee
+        values = args[2] if element == DOUBLE else b.fptrunc(args[2], vector(element))
+        b.store(values, b.bitcast(data, values.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, FLOATS), codegen
+
+
+def _masked(b: ir.IRBuilder, name: str, returns: ir.Type, *values: Any) -> Any:
+    function = b.module.globals.get(name)
+    if function is None:
+        function = ir.Function(b.module, ir.FunctionType(returns, [v.type for v in values]), name)
+    return b.call(function, values)
+
+
+@intrinsic
+def load_some(_context: Any, array: Any, first: Any, mask: Any) -> Any:
+    """`load_at` in the lanes of the mask, and zero in the others; nothing is read there."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        kind = vector(data.type.pointee)
+        name = "llvm.masked.load.v8f64.p0" if data.type.pointee == DOUBLE else "llvm.masked.load.v8f32.p0"
+        place, align = b.bitcast(data, kind.as_pointer()), ir.Constant(I32, 4)
+        values = _masked(b, name, kind, place, align, args[2], ir.Constant(kind, [0.0] * WIDTH))
+        return values if data.type.pointee == DOUBLE else b.fpext(values, FLOATS.representation)
+
+    return FLOATS(array, types.int64, MASK), codegen
+
+
+@intrinsic
+def store_some(_context: Any, array: Any, first: Any, mask: Any, values: Any) -> Any:
+    """`store_at` in the lanes of the mask."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.gep(context.make_array(signature.args[0])(context, b, args[0]).data, [args[1]])
+        double = data.type.pointee == DOUBLE
+        values = args[3] if double else b.fptrunc(args[3], vector(data.type.pointee))
+        name = "llvm.masked.store.v8f64.p0" if double else "llvm.masked.store.v8f32.p0"
+        place = b.bitcast(data, values.type.as_pointer())
+        _masked(b, name, ir.VoidType(), values, place, ir.Constant(I32, 4), args[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, MASK, FLOATS), codegen
+
+
+@intrinsic
+def load_every(_context: Any, array: Any, first: Any, stride: Any) -> Any:
+    """Elements first, first + stride, ... of a float32 or float64 array, one per lane."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data, at = context.make_array(signature.args[0])(context, b, args[0]).data, args[1]
+        element = data.type.pointee
+        out = ir.Constant(vector(element), ir.Undefined)
+        for index in range(WIDTH):
+            out = b.insert_element(out, b.load(b.gep(data, [at])), ir.Constant(I32, index))
+            at = b.add(at, args[2])
+        return out if element == DOUBLE else b.fpext(out, FLOATS.representation)
+
+    return FLOATS(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_every(_context: Any, array: Any, first: Any, stride: Any, values: Any) -> Any:
+    """Writes what `load_every` reads, rounded to the array's dtype."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data, at = context.make_array(signature.args[0])(context, b, args[0]).data, args[1]
+        element = data.type.pointee
+        values = args[3] if element == DOUBLE else b.fptrunc(args[3], vector(element))
+        for index in range(WIDTH):
+            b.store(b.extract_element(values, ir.Constant(I32, index)), b.gep(data, [at]))
+            at = b.add(at, args[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, FLOATS), codegen
+
+
+@intrinsic
+def scatter(_context: Any, array: Any, places: Any, values: Any) -> Any:
+    """Writes one float64 per lane at the indices in `places` (floats)."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, b, args[0]).data
+        where_to = b.fptosi(args[1], LONGS.representation)
+        for lane in range(WIDTH):
+            at = ir.Constant(I32, lane)
+            b.store(b.extract_element(args[2], at), b.gep(data, [b.extract_element(where_to, at)]))
+        return context.get_dummy_value()
+
+    return types.void(array, FLOATS, FLOATS), codegen

@@ -1,0 +1,172 @@
+"""Integers side by side: sixteen 32-bit words of a cipher, eight 64-bit words of a noise table, one of 128 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from hardening.kernels.lanes import (
+    FLOATS,
+    I32,
+    I64,
+    I128,
+    INT128,
+    LONGS,
+    MASK,
+    WIDTH,
+    WORDS,
+    call,
+    define,
+    splat,
+    vector,
+)
+
+
+@define(WORDS, types.uint32)
+def repeat(b: ir.IRBuilder, x: Any) -> Any:
+    """The same word in every lane."""
+    return splat(b, x, 2 * WIDTH)
+
+
+@define(WORDS, types.uint32)
+def count_from(b: ir.IRBuilder, first: Any) -> Any:
+    """first, first + 1, ..., first + 15, modulo 2**32."""
+    return b.add(splat(b, first, 2 * WIDTH), ir.Constant(WORDS.representation, list(range(2 * WIDTH))))
+
+
+@define(WORDS, types.uint32)
+def count_twice(b: ir.IRBuilder, first: Any) -> Any:
+    """first in lanes 0 to 7, first + 1 in lanes 8 to 15, modulo 2**32."""
+    steps = ir.Constant(WORDS.representation, [0] * WIDTH + [1] * WIDTH)
+    return b.add(splat(b, first, 2 * WIDTH), steps)
+
+
+@define(WORDS, WORDS, WORDS)
+def add_words(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.add(x, y)
+
+
+def _xor_rotate(bits: int) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+        mixed = b.xor(x, y)
+        return call("llvm.fshl.v16i32", b, mixed, mixed, ir.Constant(x.type, [bits] * 2 * WIDTH))
+
+    emit.__name__ = f"xor_rotate_{bits}"
+    return define(WORDS, WORDS, WORDS)(emit)
+
+
+#: (x xor y) rotated left.
+xor_rotate_16, xor_rotate_12, xor_rotate_8, xor_rotate_7 = map(_xor_rotate, (16, 12, 8, 7))
+
+
+def _shift(name: str) -> Any:
+    def emit(b: ir.IRBuilder, x: Any, bits: Any) -> Any:
+        return getattr(b, name)(x, splat(b, bits))
+
+    emit.__name__ = name
+    return define(LONGS, LONGS, types.int64)(emit)
+
+
+shift_left, shift_right = _shift("shl"), _shift("lshr")
+
+
+@define(LONGS, LONGS, types.int64)
+def low_bits(b: ir.IRBuilder, x: Any, count: Any) -> Any:
+    one = ir.Constant(I64, 1)
+    return b.and_(x, splat(b, b.sub(b.shl(one, count), one)))
+
+
+@define(LONGS, types.int64)
+def fill_longs(b: ir.IRBuilder, x: Any) -> Any:
+    """The same integer in every lane."""
+    return splat(b, x)
+
+
+@define(LONGS, LONGS, MASK)
+def tally(b: ir.IRBuilder, count: Any, mask: Any) -> Any:
+    """One more where the mask is set; integers add in one cycle, floats in four."""
+    return b.add(count, b.zext(mask, LONGS.representation))
+
+
+@define(LONGS, LONGS, types.int64)
+def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.add(x, splat(b, y))
+
+
+@define(LONGS, MASK, LONGS, LONGS)
+def where_longs(b: ir.IRBuilder, mask: Any, x: Any, y: Any) -> Any:
+    return b.select(mask, x, y)
+
+
+@define(MASK, LONGS, LONGS)
+def below(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """Unsigned comparison."""
+    return b.icmp_unsigned("<", x, y)
+
+
+@define(INT128, types.uint64, types.uint64)
+def int128(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+    return b.or_(b.zext(low, I128), b.shl(b.zext(high, I128), ir.Constant(I128, 64)))
+
+
+@define(INT128, INT128, types.uint64, types.uint64)
+def multiply_add(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
+    """total + x y modulo 2**128, the product in full."""
+    return b.add(total, b.mul(b.zext(x, I128), b.zext(y, I128)))
+
+
+@define(INT128, INT128, INT128, types.uint64)
+def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
+    """total + x y modulo 2**128, for a 128-bit x."""
+    return b.add(total, b.mul(x, b.zext(y, I128)))
+
+
+@define(types.uint64, INT128)
+def low_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(x, I64)
+
+
+@define(types.uint64, INT128)
+def high_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(b.lshr(x, ir.Constant(I128, 64)), I64)
+
+
+@define(FLOATS, LONGS)
+def to_floats(b: ir.IRBuilder, x: Any) -> Any:
+    """The same bits, read as float64."""
+    return b.bitcast(x, FLOATS.representation)
+
+
+@define(LONGS, FLOATS)
+def to_longs(b: ir.IRBuilder, x: Any) -> Any:
+    """The same bits, read as integers."""
+    return b.bitcast(x, LONGS.representation)
+
+
+@define(LONGS, FLOATS)
+def integers(b: ir.IRBuilder, x: Any) -> Any:
+    """The integers that the floats hold."""
+    return b.fptosi(x, LONGS.representation)
+
+
+@define(FLOATS, LONGS)
+def numbers(b: ir.IRBuilder, x: Any) -> Any:
+    """Signed integers as floats."""
+    return b.sitofp(x, FLOATS.representation)
+
+
+def _join(first: int) -> Any:
+    def emit(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+        chosen = ir.Constant(vector(I32), list(range(first, first + WIDTH)))
+        halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in (low, high)]
+        low, high = (b.zext(x, LONGS.representation) for x in halves)
+        return b.or_(low, b.shl(high, splat(b, ir.Constant(I64, 32))))
+
+    emit.__name__ = f"join_{first}"
+    return define(LONGS, WORDS, WORDS)(emit)
+
+
+#: 64-bit integers from their low and high halves, of lanes 0 to 7 and of lanes 8 to 15.
+join_first, join_second = _join(0), _join(WIDTH)
