@@ -1,0 +1,59 @@
+"""The same answers bit for bit whatever the processor can do: here natively, and as if it had nothing beyond SSE2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = """
+import hashlib
+import numpy as np
+from hardening.noise import Key
+from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.transforms import Clip, Gaussian, Laplace, Project, Round, TopK, Types
+
+key = Key(1, "chacha20", bytes(range(32)))
+tiers = [
+    ("simplex", (Types(n=100),)),
+    ("simplex", (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))),
+    ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
+    ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
+    ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
+]
+digest = hashlib.sha256()
+for space, transforms in tiers:
+    for rows, width in ((1, 10), (19, 10), (3, 70), (2, 1003)):
+        for dtype in ("f4", "f8"):
+            rng = np.random.default_rng(width)
+            scores = rng.dirichlet(np.full(width, 0.5), rows).astype(dtype)
+            if space != "simplex":
+                scores = (rng.standard_normal((rows, width)) * 3).astype(dtype)
+            x = rng.standard_normal((rows, 7))
+            asked = {"x": x.astype("f4"), "half": x.astype("f2")}
+            program = Program(Pipeline(space, transforms), width, key, "p", "m")
+            question = Question(key, "m", asked, rows) if program.keyed_by_input else None
+            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question).run() == 0
+            digest.update(scores.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def answers(**environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+    return run.stdout.strip()
+
+
+def test_every_machine_gives_the_same_answers() -> None:
+    native = answers()
+    assert len(native) == 64
+    assert answers(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == native
