@@ -109,6 +109,8 @@ def _check_free(path: Path) -> None:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
+    except OSError as problem:
+        raise ConfigError(_OPTION, f"cannot listen on {str(path)!r}: {problem.strerror}") from None
     if not stat.S_ISSOCK(mode):
         raise ConfigError(_OPTION, f"{str(path)!r} exists and is not a socket: name another path")
     with socket.socket(socket.AF_UNIX) as probe:

@@ -68,8 +68,9 @@ def test_a_socket_that_somebody_else_put_there_stays(path: Path) -> None:
     assert path.read_text() == "not ours"
 
 
-@pytest.mark.parametrize("name", ["absent/control.sock", "x" * 120])
+@pytest.mark.parametrize("name", ["absent/control.sock", "x" * 120, "x" * 300, "file/control.sock"])
 def test_paths_that_cannot_be(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--control: cannot listen on"):
         Control(tmp_path / name, dict)
 
@@ -135,3 +136,4 @@ def test_watching_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         looks.clear()
         assert main(["clients", "--control", str(path), "--watch", "--every", "0.001"]) == 0
         assert looks == [1, 1, 1]
+        assert capsys.readouterr().out.count("clients: 1, queries:") == 3  # without a terminal: one table after another
