@@ -135,6 +135,8 @@ def ask_clients(path: Path) -> list[dict[str, Any]]:
                 answer = json.loads(stream.readline())
         clients: list[dict[str, Any]] = answer["clients"]
         return clients
+    except PermissionError:
+        raise HardeningError(f"{str(path)!r} answers only its owner: ask as the user who runs the server") from None
     except OSError as problem:
         reason = problem.strerror or problem
         raise HardeningError(f"no server answers at {str(path)!r}: {reason}; start it with --control") from None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -74,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             choices.add_parser(name, help=_missing(known[name], problem))
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except HardeningError as problem:
         print(f"hardening {options.command}: {problem}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ import io
 import json
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,29 @@ def test_nobody_there(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ask_clients(path)
     assert main(["clients", "--control", str(path)]) == 2
     assert "hardening clients: no server answers at" in capsys.readouterr().err
+
+
+def test_only_the_owner_is_answered(tmp_path: Path) -> None:
+    """In a process that is not root, since root may connect to everything."""
+    script = """
+import os, pathlib, sys
+from hardening_grpc.control import ask_clients
+folder = os.open(sys.argv[1], os.O_RDONLY)
+os.fchdir(folder)
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+else:
+    os.chmod("control.sock", 0)
+try:
+    print(ask_clients(pathlib.Path("control.sock")))
+except Exception as problem:
+    print(type(problem).__name__, problem)
+"""
+    tmp_path.chmod(0o755)
+    with Control(tmp_path / "control.sock", lambda: STANDINGS):
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "HardeningError 'control.sock' answers only its owner: ask as the user who runs the server\n"
 
 
 def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
