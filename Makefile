@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-.PHONY: test lint demo bench bench-short clean
+.PHONY: test test-deep lint demo bench bench-short clean
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -e '.[test]'
@@ -17,6 +17,10 @@ lint: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Also what takes minutes: wheels installed into fresh environments, the demo at its full length.
+test-deep: test
+	$(BIN)/python -m pytest -m deep
 
 demo: $(VENV)/ready
 	$(BIN)/hardening demo

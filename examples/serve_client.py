@@ -21,6 +21,16 @@ from hardening_grpc.service import INFERENCE
 from hardening_grpc.tensors import DTYPES
 
 
+def texts(raw: memoryview) -> list[str]:
+    """The elements of a BYTES tensor; each is preceded by its length, four bytes little-endian."""
+    found = []
+    while raw:
+        end = 4 + int.from_bytes(raw[:4], "little")
+        found.append(str(raw[4:end], "utf-8"))
+        raw = raw[end:]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("address", help="HOST:PORT")
@@ -53,8 +63,8 @@ def main() -> int:
             print(f"{refused.code().name}: {refused.details()}", file=sys.stderr)
             return 1
     for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
-        values = np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
-        print(tensor.name, tensor.datatype, values.tolist())
+        values = texts(raw) if tensor.datatype == "BYTES" else np.frombuffer(raw, DTYPES[tensor.datatype])
+        print(tensor.name, tensor.datatype, np.reshape(values, tuple(tensor.shape)).tolist())
     return 0
 
 

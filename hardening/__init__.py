@@ -1,7 +1,7 @@
 """Harden what a model says: bounded, calibrated, accounted outputs for ONNX inference."""
 
 from hardening.config import KeySource, Output, Policy, load_policy
-from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
+from hardening.errors import ConfigError, Denied, HardeningError, InputError, ModelError, ReleaseError
 from hardening.guard import Guard, as_client
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "HardeningError",
     "InputError",
     "KeySource",
+    "ModelError",
     "Output",
     "Policy",
     "ReleaseError",

@@ -265,6 +265,8 @@ def load_policy(path: str | PathLike[str]) -> Policy:
     """Read a policy file. Raises ConfigError, which names the dotted path of what is wrong."""
     try:
         text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError("", f"cannot read the policy {str(path)!r}: {problem}") from None
+    except OSError as problem:
+        raise ConfigError("", f"cannot read the policy {str(path)!r}: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("", f"cannot read the policy {str(path)!r}: it is not text in UTF-8") from None
     return parse_policy(text, Path(path).resolve().parent)

@@ -34,12 +34,13 @@ def load_key(source: KeySource, root: Path) -> Key:
     """
     if source.source.startswith("file:"):
         file = root / source.source[5:]
-        if source.create and not file.exists():
+        if source.create and not os.path.exists(file):
             _create(file)
         try:
             mode = stat.S_IMODE(file.stat().st_mode)
         except OSError as problem:
-            hint = "" if source.create else "; create = true makes one"
+            missing = isinstance(problem, FileNotFoundError) and not source.create
+            hint = "; create = true makes one" if missing else ""
             raise ConfigError("key.source", f"cannot read {source.source[5:]!r}: {problem.strerror}{hint}") from None
         if mode & 0o077:
             raise ConfigError("key.source", f"{source.source[5:]!r} is open to other users ({mode:04o}): chmod 600 it")

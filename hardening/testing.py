@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hardening.types import Event
 
+__all__ = ["FakeClock", "RecordingSink"]
+
 
 class FakeClock:
     """A clock that stands still until it is told otherwise."""

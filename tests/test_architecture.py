@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from hardening.cli import commands
 
 ROOT = Path(__file__).parent.parent
 PICTURE = re.search(r"^    (errors, types.* <- .*(?:\n    .*)*)", (ROOT / "README.md").read_text(), re.M)
@@ -48,6 +52,39 @@ def test_every_package_is_listed() -> None:
     bindings = ROOT / "bindings"
     found |= {".".join(p.parent.relative_to(bindings).parts) for p in bindings.rglob("__init__.py")}
     assert listed == found
+
+
+#: What users rely on. A name more or less is a decision about the public surface, made here.
+PUBLIC = {
+    "hardening": {
+        "ConfigError", "Denied", "Guard", "HardeningError", "InputError", "KeySource", "ModelError", "Output", "Policy",
+        "ReleaseError", "as_client", "load_policy",
+    },
+    "hardening.testing": {"FakeClock", "RecordingSink"},
+    "hardening_grpc": {"Server"},
+    "hardening_onnx": {"HardenedSession", "wrap"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_surface(name: str) -> None:
+    module = importlib.import_module(name)
+    assert set(module.__all__) == PUBLIC[name]
+    own = {n for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    assert own - {"annotations", "Event"} == PUBLIC[name]
+
+
+def test_every_command_is_a_module_of_the_same_shape() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options.entry_points"]["hardening.commands"].strip().splitlines()
+    registered = dict(line.replace(" ", "").split("=") for line in lines)
+    assert set(registered.items()) <= set(commands().items())
+    for name, path in commands().items():
+        module = importlib.import_module(path)
+        assert module.EXAMPLE.startswith(f"hardening {name}"), name
+        assert callable(module.configure)
+        assert callable(module.run)
 
 
 def test_importing_compiles_nothing_and_reads_no_numba() -> None:

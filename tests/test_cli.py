@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import hardening
 from hardening.cli import commands, main
+from hardening.cli.progress import say_if_kernels_are_compiled
 
 POLICY = """schema = 1
 [outputs.p]
@@ -54,17 +59,91 @@ def test_mistakes(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "hardening check: outputs.p.tiers.normal[0].m: unknown key; " in capsys.readouterr().err
     assert main(["explain", path + ".absent"]) == 2
     assert "cannot read the policy" in capsys.readouterr().err
+    assert main(["check", str(Path(path).parent)]) == 2
+    assert capsys.readouterr().err.endswith(f"cannot read the policy {str(Path(path).parent)!r}: Is a directory\n")
+    Path(path).write_bytes(b"\xff\xfe")
+    assert main(["check", path]) == 2
+    assert "it is not text in UTF-8" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["nonsense"])
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["check", "explain"])
-def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", commands())
+def test_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"example:\n  hardening {command} policy.toml" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"example:\n  hardening {command}" in text
+    assert "--json" in text
+    assert "exit codes:\n  0  all is well\n" in text
+    assert "\n  2  a wrong policy, file or option" in text
+    described = text.partition("positional arguments")[0].partition("options:")[0]
+    assert max(map(len, described.splitlines())) <= 80
+
+
+def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, module in commands().items():
+        summary = (importlib.import_module(module).__doc__ or "").splitlines()[0]
+        assert f" {name} {summary}" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"hardening {hardening.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["explain", "p", "--classes", "0"], "--classes: must be a whole number from 1 to 2147483647, not '0'"),
+        (["explain", "p", "--classes", "ten"], "--classes: must be a whole number from 1"),
+        (["clients", "--control", "c", "--every", "-1"], "--every: must be a number of seconds from 0.001 to 86400"),
+        (["clients", "--control", "c", "--every", "nan"], "--every: must be a number of seconds"),
+        (["serve", "m", "--policy", "p", "--grace", "-1"], "--grace: must be a number of seconds from 0"),
+        (["serve", "m", "--policy", "p", "--port", "x"], "--port: must be a whole number from 0 to 65535, not 'x'"),
+    ],
+)
+def test_numbers_that_make_no_sense(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_explain_fits_a_terminal(
+    path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["explain", path]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_output_that_nobody_reads_is_no_traceback(path: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "hardening", "explain", path]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_who_waits_for_kernels_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hardening.cli.progress.cache_directory", lambda: tmp_path)
+    say_if_kernels_are_compiled()
+    assert f"compiling kernels, about ten seconds, this once: they are kept in '{tmp_path}'" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kernel.nbi").touch()
+    say_if_kernels_are_compiled()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("hardening.cli.progress.cache_directory", lambda: None)
+    say_if_kernels_are_compiled()
+    assert "is not kept: no private directory can be written" in capsys.readouterr().err
 
 
 def test_commands_of_bindings_are_found_and_imported_only_when_called(capsys: pytest.CaptureFixture[str]) -> None:

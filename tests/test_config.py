@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,3 +181,36 @@ def test_keys_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_key(KeySource("env:HARDENING_ABSENT"), tmp_path)
     monkeypatch.setenv("HARDENING_PRESENT", Key(3, "chacha20", bytes(32)).format())
     assert load_key(KeySource("env:HARDENING_PRESENT"), tmp_path).epoch == 3
+
+
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_keys_of_another_user(closed: str, tmp_path: Path) -> None:
+    """In a process that is not root, since root reads everything."""
+    folder = tmp_path / "folder"
+    load_key(KeySource("file:own.key", create=True), tmp_path)
+    folder.mkdir()
+    source = "own.key" if closed == "file" else "folder/absent.key"
+    script = f"""
+import os, pathlib
+from hardening.config import KeySource
+from hardening.keys import load_key
+os.chdir({str(tmp_path)!r})
+os.chmod(".", 0o755)
+os.chmod("folder", 0)
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+else:
+    os.chmod("own.key", 0)
+for create in (True, False):
+    try:
+        load_key(KeySource("file:{source}", create=create), pathlib.Path())
+    except Exception as problem:
+        print(type(problem).__name__, problem, sep=": ")
+"""
+    try:
+        said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    finally:
+        folder.chmod(0o700)
+    first, second = said.splitlines()
+    assert first.startswith("ConfigError: key.source: cannot ")
+    assert second == f"ConfigError: key.source: cannot read {source!r}: Permission denied"

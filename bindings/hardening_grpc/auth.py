@@ -80,6 +80,8 @@ def read_keys(file: Path) -> dict[str, bytes]:
             table = tomllib.loads(stream.read().decode())
     except OSError as problem:
         raise ConfigError(_PATH, f"cannot read {str(file)!r}: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(_PATH, f"{str(file)!r} is not text in UTF-8") from None
     except ValueError as problem:
         raise ConfigError(_PATH, f"{str(file)!r} is not valid TOML: {problem}") from None
     if mode & 0o022:

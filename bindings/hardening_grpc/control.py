@@ -109,6 +109,8 @@ def _check_free(path: Path) -> None:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
+    except OSError as problem:
+        raise ConfigError(_OPTION, f"cannot listen on {str(path)!r}: {problem.strerror}") from None
     if not stat.S_ISSOCK(mode):
         raise ConfigError(_OPTION, f"{str(path)!r} exists and is not a socket: name another path")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -133,6 +135,8 @@ def ask_clients(path: Path) -> list[dict[str, Any]]:
                 answer = json.loads(stream.readline())
         clients: list[dict[str, Any]] = answer["clients"]
         return clients
+    except PermissionError:
+        raise HardeningError(f"{str(path)!r} answers only its owner: ask as the user who runs the server") from None
     except OSError as problem:
         reason = problem.strerror or problem
         raise HardeningError(f"no server answers at {str(path)!r}: {reason}; start it with --control") from None

@@ -10,6 +10,7 @@ from hardening.config import Policy, load_policy
 from hardening.types import ModelReport
 
 EXAMPLE = "hardening check policy.toml --model model.onnx"
+FOUND = "the policy does not fit the model"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

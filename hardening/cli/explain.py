@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 from hardening.cli.models import examine
-from hardening.config import load_policy
+from hardening.cli.options import whole
+from hardening.config import Policy, load_policy
 from hardening.kernels import opcodes
 from hardening.pipeline import Pipeline
 
 EXAMPLE = "hardening explain policy.toml --model model.onnx"
+FOUND = "the policy does not fit the model"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="POLICY", help="a policy file (TOML)")
-    parser.add_argument("--classes", type=int, metavar="N", help="width of a row; bits per answer depend on it")
+    parser.add_argument("--classes", type=whole(1), metavar="N", help="width of a row; bits per answer depend on it")
     parser.add_argument("--model", metavar="MODEL", help="a model file, to read the widths from")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.set_defaults(run=run)
@@ -50,28 +55,41 @@ _WORDS = {
 
 def run(options: argparse.Namespace) -> int:
     policy = load_policy(options.policy)
-    widths = examine(policy, options.model).widths if options.model else {}
+    report = examine(policy, options.model) if options.model else None
+    problems, widths = (report.problems, report.widths) if report else ((), {})
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
     table = {
         name: {tier: describe(policy.pipeline(name, tier), widths.get(name, options.classes)) for tier in policy.tiers}
         for name in policy.outputs
     }
     if options.json:
         print(json.dumps(table, indent=2))
-        return 0
+    else:
+        _tell(policy, table)
+    return 1 if problems else 0
+
+
+def _line(name: str, text: str) -> None:
+    """Wrapped for a terminal; one line for whatever else reads it."""
+    width = max(40, shutil.get_terminal_size((10_000, 24)).columns)
+    print(textwrap.fill(f"    {name:<10} {text}", width, subsequent_indent=" " * 15, break_on_hyphens=False))
+
+
+def _tell(policy: Policy, table: dict[str, dict[str, dict[str, Any]]]) -> None:
     unknown = "unknown; give --classes or --model"
     for name, tiers in table.items():
         print(f"{name} ({policy.outputs[name].space})")
         for tier, facts in tiers.items():
             bits = facts["bits_per_answer"]
             print(f"  {tier}")
-            print(f"    does       {', '.join(facts['transforms']) or 'nothing: released as it is'}")
-            print(f"    promises   {facts['relation']}, per {facts['unit']}: {_WORDS[facts['relation']]}")
+            _line("does", f"{', '.join(facts['transforms']) or 'nothing: released as it is'}")
+            _line("promises", f"{facts['relation']}, per {facts['unit']}: {_WORDS[facts['relation']]}")
             if facts["parameters"]:
-                print(f"    with       {', '.join(f'{k} = {v:.6g}' for k, v in facts['parameters'].items())}")
+                _line("with", f"{', '.join(f'{k} = {v:.6g}' for k, v in facts['parameters'].items())}")
             for sentence in facts["assumptions"]:
-                print(f"    if         {sentence}")
-            print(f"    bits       {unknown if bits is None else f'{bits:.1f} per answer'}")
-            print(f"    top class  {'kept' if facts['keeps_top1'] else 'may change'}")
+                _line("if", f"{sentence}")
+            _line("bits", f"{unknown if bits is None else f'{bits:.1f} per answer'}")
+            _line("top class", f"{'kept' if facts['keeps_top1'] else 'may change'}")
             program = (" ".join([op[0], *(f"{v:g}" for v in op[1:])]) for op in facts["program"])
-            print(f"    program    {'; '.join(program) or 'empty'}")
-    return 0
+            _line("program", f"{'; '.join(program) or 'empty'}")

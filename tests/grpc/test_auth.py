@@ -88,7 +88,7 @@ DIGEST = "sha256:" + hashlib.sha256(b"k").hexdigest()
         (f'[clients]\nalice = "{DIGEST}"', "must be sha256:"),
         (f'anonymous = "{DIGEST}"', "cannot be a client"),
         (f'alice = "{DIGEST}"\nbob = "{DIGEST}"', "'bob' .* has the key of another"),
-        ("\udcff", "not valid TOML"),
+        ("\udcff", "not text in UTF-8"),
     ],
 )
 def test_files_that_are_wrong(text: str, problem: str, tmp_path: Path) -> None:

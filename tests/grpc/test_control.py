@@ -6,6 +6,8 @@ import io
 import json
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,8 +70,9 @@ def test_a_socket_that_somebody_else_put_there_stays(path: Path) -> None:
     assert path.read_text() == "not ours"
 
 
-@pytest.mark.parametrize("name", ["absent/control.sock", "x" * 120])
+@pytest.mark.parametrize("name", ["absent/control.sock", "x" * 120, "x" * 300, "file/control.sock"])
 def test_paths_that_cannot_be(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--control: cannot listen on"):
         Control(tmp_path / name, dict)
 
@@ -95,6 +98,29 @@ def test_nobody_there(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ask_clients(path)
     assert main(["clients", "--control", str(path)]) == 2
     assert "hardening clients: no server answers at" in capsys.readouterr().err
+
+
+def test_only_the_owner_is_answered(tmp_path: Path) -> None:
+    """In a process that is not root, since root may connect to everything."""
+    script = """
+import os, pathlib, sys
+from hardening_grpc.control import ask_clients
+folder = os.open(sys.argv[1], os.O_RDONLY)
+os.fchdir(folder)
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+else:
+    os.chmod("control.sock", 0)
+try:
+    print(ask_clients(pathlib.Path("control.sock")))
+except Exception as problem:
+    print(type(problem).__name__, problem)
+"""
+    tmp_path.chmod(0o755)
+    with Control(tmp_path / "control.sock", lambda: STANDINGS):
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "HardeningError 'control.sock' answers only its owner: ask as the user who runs the server\n"
 
 
 def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +161,4 @@ def test_watching_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         looks.clear()
         assert main(["clients", "--control", str(path), "--watch", "--every", "0.001"]) == 0
         assert looks == [1, 1, 1]
+        assert capsys.readouterr().out.count("clients: 1, queries:") == 3  # without a terminal: one table after another

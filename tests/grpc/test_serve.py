@@ -22,7 +22,7 @@ from hardening_grpc.control import ask_clients
 from hardening.cli import main
 from hardening.config import load_policy
 from tests.grpc.conftest import Authority
-from tests.grpc.models import MLP_POLICY, arrays, call, mlp, request, write
+from tests.grpc.models import MLP_POLICY, ZIPMAP_POLICY, arrays, call, mlp, request, write, zipmap
 
 Serve = Callable[..., Any]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_client.py"
@@ -90,18 +90,10 @@ def test_mistakes_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as stop:
         main(["serve", str(model), "--policy", str(policy), "--port", "70000"])
     assert stop.value.code == 2
-    assert "must be between 0 and 65535" in capsys.readouterr().err
+    assert "must be a whole number from 0 to 65535" in capsys.readouterr().err
     # What a mistake leaves behind: default signal handlers, and no socket.
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not list(tmp_path.glob("*.sock"))
-
-
-@pytest.mark.parametrize("command", ["serve", "credential", "clients"])
-def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert f"example:\n  hardening {command} " in capsys.readouterr().out
 
 
 def run_example(port: int, *arguments: object, key: str = "") -> subprocess.CompletedProcess[str]:
@@ -134,3 +126,27 @@ def test_the_example(serve: Serve, authority: Authority, tmp_path: Path) -> None
     assert "hardening.grpc" in err
     assert "no API keys in the request" in err
     assert key not in err
+
+
+def test_the_example_prints_labels_that_are_texts(serve: Serve, tmp_path: Path) -> None:
+    served = serve(*write(tmp_path, zipmap(True), ZIPMAP_POLICY)[:1], "--policy", tmp_path / "policy.toml")
+    done = run_example(served.port)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "label BYTES ['cat']"
+
+
+def test_two_servers_do_not_share_a_control_socket(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, policy = write(tmp_path, mlp(), MLP_POLICY)
+    serve(model, "--policy", policy, "--control", tmp_path / "c")
+    assert main(["serve", str(model), "--policy", str(policy), "--port", "0", "--control", str(tmp_path / "c")]) == 2
+    assert "is the socket of a running server: name another path, or stop it" in capsys.readouterr().err
+    assert ask_clients(tmp_path / "c") == []
+
+
+def test_without_certificates_nothing_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tls = '[tls]\ncertificate = "file:server.pem"\nkey = "file:server.key"\n'
+    model, policy = write(tmp_path, mlp(), MLP_POLICY + tls)
+    assert main(["serve", str(model), "--policy", str(policy), "--port", "0"]) == 2
+    assert "tls.certificate: cannot read 'server.pem': No such file" in capsys.readouterr().err

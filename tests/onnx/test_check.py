@@ -87,6 +87,15 @@ def test_explain_reads_widths_from_the_model(model: Path, capsys: pytest.Capture
     assert facts["p"]["normal"]["bits_per_answer"] == pytest.approx(np.log2(5))
 
 
+def test_explain_says_where_the_policy_does_not_fit(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = checked(model)
+    policy.write_text(policy.read_text().replace("[outputs.", "[outputs.un"))
+    assert main(["explain", str(policy), "--model", str(model)]) == 1
+    said = capsys.readouterr()
+    assert "problem: outputs.un" in said.err
+    assert "label_only" in said.out
+
+
 def test_check_without_the_extra_says_what_to_install(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

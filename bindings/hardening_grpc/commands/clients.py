@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hardening.cli.options import seconds
 from hardening_grpc.control import ask_clients
 
 EXAMPLE = "hardening clients --control hardening.sock --watch"
@@ -24,7 +26,9 @@ EXAMPLE = "hardening clients --control hardening.sock --watch"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", required=True, type=Path, metavar="PATH", help="as given to `hardening serve`")
     parser.add_argument("--watch", action="store_true", help="go on until interrupted; with --json a line each time")
-    parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often to look (default 1)")
+    parser.add_argument(
+        "--every", type=seconds(0.001), default=1.0, metavar="SECONDS", help="how often to look (default 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object for machines")
     parser.set_defaults(run=run)
 
@@ -61,8 +65,10 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             for clients in _looks(options):
                 print(json.dumps({"clients": clients}), flush=True)
-        elif not options.watch:
-            Console().print(table(ask_clients(options.control)))
+        elif not (options.watch and sys.stdout.isatty()):
+            for clients in _looks(options):
+                Console().print(table(clients))
+                sys.stdout.flush()
         else:
             with Live(screen=True, auto_refresh=False) as live:
                 for clients in _looks(options):

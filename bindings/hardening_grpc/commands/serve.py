@@ -9,11 +9,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from hardening_onnx import wrap
 
+from hardening.cli.options import seconds, whole
+from hardening.cli.progress import say_if_kernels_are_compiled
 from hardening.config import load_policy
 from hardening_grpc.control import Control
 from hardening_grpc.server import MAX_MESSAGE, MAX_STREAMS, THREADS, Server, check_exposure
@@ -21,30 +23,20 @@ from hardening_grpc.server import MAX_MESSAGE, MAX_STREAMS, THREADS, Server, che
 EXAMPLE = "hardening serve model.onnx --policy policy.toml --port 8001 --control hardening.sock"
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be between {low} and {high}, not {text}")
-        return value
-
-    return whole
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="an ONNX file; clients call it by its stem")
     parser.add_argument("--policy", required=True, metavar="POLICY", help="a policy file (TOML)")
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", default=8001, type=_whole(0, 65535), metavar="N", help="default 8001; 0: a free one")
+    parser.add_argument("--port", default=8001, type=whole(0, 65535), metavar="N", help="default 8001; 0: a free one")
     parser.add_argument("--control", type=Path, metavar="PATH", help="unix socket for `hardening clients`")
+    parser.add_argument("--max-message", default=MAX_MESSAGE, type=whole(1), metavar="BYTES", help="largest request")
     parser.add_argument(
-        "--max-message", default=MAX_MESSAGE, type=_whole(1, 2**31 - 1), metavar="BYTES", help="largest request"
+        "--max-streams", default=MAX_STREAMS, type=whole(1), metavar="N", help="calls at once, a connection"
     )
+    parser.add_argument("--threads", default=THREADS, type=whole(1, 256), metavar="N", help="worker threads")
     parser.add_argument(
-        "--max-streams", default=MAX_STREAMS, type=_whole(1, 2**31 - 1), metavar="N", help="calls at once, a connection"
+        "--grace", default=10.0, type=seconds(0), metavar="SECONDS", help="for running calls at the end"
     )
-    parser.add_argument("--threads", default=THREADS, type=_whole(1, 256), metavar="N", help="worker threads")
-    parser.add_argument("--grace", default=10.0, type=float, metavar="SECONDS", help="for running calls at the end")
     parser.add_argument("--json", action="store_true", help="say where it listens as a JSON object")
     parser.set_defaults(run=run)
 
@@ -70,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # to stderr
     policy = load_policy(options.policy)
     check_exposure(policy, options.host)
+    say_if_kernels_are_compiled()
     session = wrap(options.model, policy)
     name = options.model.stem
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hardening.cli.progress import say_if_kernels_are_compiled
 from hardening.errors import HardeningError
 
 EXAMPLE = "hardening demo"
@@ -57,6 +58,8 @@ def _again(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from hardening_onnx.demo import plain, plot, show, story
+
+    say_if_kernels_are_compiled()
 
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

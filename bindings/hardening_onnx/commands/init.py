@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from hardening.errors import ConfigError
 from hardening_onnx import draft, graph
 
 EXAMPLE = "hardening init model.onnx -o policy.toml"
+FOUND = "nothing was recognised: decide what the written policy leaves open"
 STANDARD_OUTPUT = "-"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = __doc__
     parser.add_argument("model", metavar="MODEL", help="an ONNX file; weights in files beside it are found")
     parser.add_argument(
         "-o", "--output", metavar="FILE", default="policy.toml", help="default policy.toml; - prints it"
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_report(plan, options.output), indent=2))
     else:
-        _tell(plan, options.output)
+        _tell(plan, options.output, options.model)
     return 0 if plan.opened else 1
 
 
@@ -67,7 +68,7 @@ def _report(plan: draft.Plan, path: str) -> dict[str, Any]:
     return {"policy": path, "outputs": outputs}
 
 
-def _tell(plan: draft.Plan, path: str) -> None:
+def _tell(plan: draft.Plan, path: str, model: str) -> None:
     to = sys.stderr if path == STANDARD_OUTPUT else sys.stdout
     for name, label in plan.opened.items():
         found = plan.found[name]
@@ -78,14 +79,14 @@ def _tell(plan: draft.Plan, path: str) -> None:
     if path == STANDARD_OUTPUT:
         return
     if plan.opened:
-        print(f"{path}: written; next: hardening explain {path}", file=to)
+        print(f"{path}: written; next: hardening explain {shlex.quote(path)} --model {shlex.quote(model)}", file=to)
     else:
         print(f"{path}: written with every output commented out; decide what each one may reveal", file=to)
 
 
 def _write(file: Path, text: str, force: bool) -> None:
     """Whole or not at all; without `force` never over a file that is there."""
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise ConfigError("", f"{str(file)!r} exists: --force overwrites it, -o writes elsewhere")
     draft_file = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:

@@ -1,0 +1,98 @@
+"""Everything under examples/ runs, and the policy there shows every key that there is."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skl2onnx import to_onnx
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+import hardening
+from hardening.cli import main
+from hardening.config import Auth, ClientRules, KeySource, Output, Policy, Tls, load_policy
+from hardening.transforms import TRANSFORMS
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+POLICY = EXAMPLES / "policy.toml"
+
+
+def test_the_policy_shows_every_kind_and_every_key() -> None:
+    policy = load_policy(POLICY)
+    used = {type(t) for o in policy.outputs.values() for tier in o.tiers.values() for t in tier}
+    assert used == set(TRANSFORMS.values())
+    text = POLICY.read_text()
+    keys = {f.name for f in dataclasses.fields(Policy)} - {"root"}
+    for kind in (KeySource, Auth, Tls, ClientRules, Output, *TRANSFORMS.values()):
+        keys |= {f.name for f in dataclasses.fields(kind)}
+    assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
+    assert [line for line in text.splitlines() if line.startswith("#")]
+
+
+def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(POLICY), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {
+        "valid": True,
+        "outputs": ["probabilities", "logits", "language", "model_version"],
+        "tiers": ["normal", "deceptive", "suspect", "label"],
+    }
+    assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    assert explained["probabilities"]["normal"]["relation"] == "label"
+    assert explained["probabilities"]["deceptive"]["relation"] == "none"
+    assert explained["logits"]["normal"]["relation"] == "output-metric"
+    for output in ("probabilities", "logits"):
+        assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
+
+
+def test_the_policy_hardens(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY.read_text())
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.normal(size=(5, 8)).astype("f4")}
+    clean = {
+        "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
+        "logits": rng.normal(size=(5, 4)).astype("f4"),
+        "language": np.arange(5),
+        "model_version": np.full(5, 3),
+    }
+    with hardening.Guard(load_policy(tmp_path / "policy.toml")) as guard:
+        released = guard.harden(clean, client="alice", inputs=inputs)
+        with pytest.raises(hardening.Denied):
+            guard.harden(clean, inputs=inputs)
+        assert guard.standing("alice").queries == 5
+    assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
+    for name, units in (("probabilities", 100), ("logits", 10)):
+        assert not np.array_equal(released[name], clean[name])
+        np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
+    for name in ("language", "model_version"):
+        assert np.array_equal(released[name], clean[name])
+
+
+def test_wrap_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = load_iris(return_X_y=True)
+    x = x.astype("f4")
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    converted = to_onnx(LogisticRegression(max_iter=500).fit(x, names), x[:1])
+    (tmp_path / "iris.onnx").write_bytes(converted.SerializeToString())
+    model, policy = str(tmp_path / "iris.onnx"), str(tmp_path / "iris.toml")
+    assert main(["init", model, "-o", policy]) == 0
+    assert f"next: hardening explain {policy} --model {model}" in capsys.readouterr().out
+    assert main(["check", policy, "--model", model]) == 0
+    command = [sys.executable, str(EXAMPLES / "wrap_session.py"), model, policy, "bob"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    label, scores, standing = done.stdout.splitlines()
+    assert label == "output_label ['setosa']"
+    (row,) = ast.literal_eval(scores.removeprefix("output_probability "))
+    assert list(row) == ["setosa", "versicolor", "virginica"]
+    assert sum(row.values()) == pytest.approx(1)
+    assert standing.startswith("Standing(queries=1, bits=12.33")
