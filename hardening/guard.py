@@ -172,7 +172,10 @@ class Guard:
         answer = self.release(decision, own, inputs)
         if key is not None and self._recent.again(key):
             own = {n: np.empty(v.shape, v.dtype) for n, v in outputs.items()}
-            asked = None if inputs is None else {n: np.empty(v.shape, v.dtype) for n, v in inputs.items()}
+            # Little-endian, for the kernel reads these arrays and not copies of them that were made once.
+            asked = (
+                None if inputs is None else {n: np.empty(v.shape, v.dtype.newbyteorder("<")) for n, v in inputs.items()}
+            )
             self._recent.keep(key, (self.bind(own, asked, rows), own, asked))
         return answer
 

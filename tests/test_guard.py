@@ -79,6 +79,18 @@ def test_answers_of_a_shape_seen_before_are_the_same(tmp_path: Path) -> None:
         assert warm.standing("alice").queries == 5 * 12
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i8"])
+def test_big_endian_questions_of_a_shape_seen_before_keep_their_own_noise(tmp_path: Path, dtype: str) -> None:
+    p, _ = batch(2)
+    rules = policy(tmp_path, space="scalar", tier=(Gaussian(sigma=0.1),))
+    with hardening.Guard(rules) as warm, hardening.Guard(rules) as cold:
+        for seed in range(5):
+            x = np.random.default_rng(seed).integers(0, 1000, (2, 3)).astype(dtype)
+            expected = cold.harden({"p": p}, inputs={"x": x.astype(dtype.replace(">", "<"))})["p"]
+            assert np.array_equal(warm.harden({"p": p}, inputs={"x": x})["p"], expected), seed
+            cold._recent.forget()
+
+
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_dtype_shape_and_simplex_are_kept(tmp_path: Path, dtype: str) -> None:
     p, x = batch()
