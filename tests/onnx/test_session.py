@@ -212,6 +212,30 @@ def test_answers_of_bound_buffers_are_the_callers_own(session: HardenedSession) 
     assert np.array_equal(session.run(["p"], {"x": X})[0], kept)
 
 
+def test_labels_that_are_floats_follow_the_released_scores_too(tmp_path: Path) -> None:
+    """Through bound buffers as well: there the label's array is the one that the runtime wrote the raw label to."""
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("ArgMax", ["x"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["label"], to=T.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info("x", T.FLOAT, ["N", 8])]
+    outputs = [helper.make_tensor_value_info(n, T.FLOAT, s) for n, s in (("p", ["N", 8]), ("label", ["N"]))]
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    tier = (Gaussian(sigma=0.5), Project(), Types(n=10))
+    rules = Output("simplex", {"normal": tier}, label_output="label", classes=tuple(range(8)))
+    key = KeySource("file:k.key", create=True)
+    session = hardening_onnx.wrap(made.SerializeToString(), Policy({"p": rules}, key=key, root=tmp_path))
+    x = np.random.default_rng(0).normal(size=(100, 8)).astype("f4")
+    for _ in range(4):
+        p, label = session.run(["p", "label"], {"x": x})
+        assert label.dtype == np.float32
+        assert np.array_equal(label, p.argmax(axis=1))
+    assert not np.array_equal(label, x.argmax(axis=1))
+
+
 def test_threads_do_not_share_buffers(session: HardenedSession) -> None:
     questions = [np.random.default_rng(i).normal(size=(4, 8)).astype("f4") for i in range(8)]
     expected = [session.run(["p"], {"x": q})[0] for q in questions]
