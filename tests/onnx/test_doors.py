@@ -270,6 +270,62 @@ def test_texts_are_keyed_by_what_they_say(policy: Policy) -> None:
     assert not np.array_equal(session.run(None, {"x": np.array([["a longer one"]])})[0][0], expected)
 
 
+def test_bytes_in_the_other_order_are_numbers(session: HardenedSession) -> None:
+    """The runtime ignores byte order, so an array that says so must not reach it, nor be another question."""
+    expected = session.run(None, {"x": X})[0]
+    assert np.array_equal(session.run(None, {"x": X.astype(">f4")})[0], expected)
+
+
+def _of_texts(inputs: list[Any], nodes: list[Any], policy: Policy) -> HardenedSession:
+    """A model whose output p says how often "a" is among its texts t."""
+    encode = helper.make_node(
+        "LabelEncoder", ["t"], ["p"], domain="ai.onnx.ml", keys_strings=["a"], values_floats=[1.0], default_float=0.0
+    )
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N"])]
+    zero = [numpy_helper.from_array(np.array(0), "zero")]
+    graph = helper.make_graph([*nodes, encode], "texts", inputs, outputs, zero)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    rules = Output("scalar", {"normal": (Gaussian(sigma=0.1),)})
+    return hardening_onnx.wrap(made.SerializeToString(), Policy({"p": rules}, policy.key, root=policy.root))
+
+
+def test_what_the_runtime_does_not_read_of_a_text_keys_nothing(policy: Policy) -> None:
+    session = _of_texts([helper.make_tensor_value_info("t", T.STRING, ["N"])], [], policy)
+    expected = session.run(None, {"t": np.array(["a"])})[0]
+    for same in (np.array([b"a\0b"]), np.array([b"a\0c"], "S9"), np.array([b"a"])):
+        assert np.array_equal(session.run(None, {"t": same})[0], expected)
+    octets = session.run(None, {"t": np.array([b"a"], object)})[0]  # read as the text of the object
+    assert np.array_equal(session.run(None, {"t": np.array(["b'a'"])})[0], octets)
+    with pytest.raises(InputError, match="'t' holds text that is not UTF-8"):
+        session.run(None, {"t": np.array([b"\xff"])})
+
+
+def test_sequences_are_one_question_however_they_are_written(policy: Policy) -> None:
+    texts = helper.make_tensor_sequence_value_info("s", T.STRING, ["M"])
+    session = _of_texts([texts], [helper.make_node("SequenceAt", ["s", "zero"], ["t"])], policy)
+    spelt = [np.array(["a"], kind) for kind in ("U1", "U9", "S1", "S4", object)]
+    assert len({session.run(None, {"s": [text]})[0].tobytes() for text in spelt}) == 1
+    for elements, same in (
+        (T.FLOAT, [np.zeros(3, "f4"), -np.zeros(3, "f4"), np.zeros(3, ">f4")]),
+        (T.FLOAT, [(np.full(3, 0x7FC00000 + i, "u4")).view("f4") for i in range(3)]),
+        (T.BOOL, [np.full(3, i, "u1").view(bool) for i in (1, 2, 255)]),
+    ):
+        nodes = [
+            helper.make_node("ConcatFromSequence", ["s"], ["c"], axis=0),
+            helper.make_node("Cast", ["c"], ["f"], to=T.FLOAT),
+            helper.make_node("IsNaN", ["f"], ["b"]),
+            helper.make_node("Cast", ["b"], ["g"], to=T.FLOAT),
+            helper.make_node("ReduceMax", ["g"], ["p"], keepdims=1),
+        ]
+        inputs = [helper.make_tensor_sequence_value_info("s", elements, ["M"])]
+        graph = helper.make_graph(nodes, "s", inputs, [helper.make_tensor_value_info("p", T.FLOAT, [1])])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        rules = Policy({"p": Output("scalar", {"normal": (Gaussian(sigma=0.1),)})}, policy.key, root=policy.root)
+        session = hardening_onnx.wrap(made.SerializeToString(), rules)
+        assert len({session.run(None, {"s": [value]})[0].tobytes() for value in same}) == 1
+
+
 def test_an_optional_input_may_be_left_out_and_that_is_one_question(policy: Policy) -> None:
     optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(T.FLOAT, [2]))
     nodes = [helper.make_node("OptionalHasElement", ["o"], ["y"]), helper.make_node("Softmax", ["x"], ["p"])]
