@@ -187,7 +187,10 @@ def _raw_bits(value: Any) -> float:
 
 
 def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Little-endian and contiguous; booleans by their truth; text, whose length varies, as a digest each (BLAKE2b)."""
+    """Little-endian and contiguous: complex numbers as pairs, booleans by their truth, texts as a digest each (BLAKE2b).
+
+    Raises InputError for what has bytes that mean nothing, or that are not its own.
+    """
     if array.dtype.kind == "b":  # any byte but zero is true
         array = array.view(np.uint8) != 0
     if array.dtype.kind in "OSU":
@@ -197,6 +200,13 @@ def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
         octets = (t if isinstance(t, bytes) else t.encode() for t in texts)
         out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in octets), np.uint8)
         return out.reshape(*array.shape, 32)
+    if array.dtype.kind not in "biufcmM" or array.dtype.char in "gG":
+        raise InputError(
+            f"input {name!r} holds {array.dtype} values: noise cannot be keyed on them, pass numbers of up to 64 bits "
+            "for each part, or text"
+        )
+    if array.dtype.kind == "c":
+        array = array.reshape(*array.shape, 1).view(array.real.dtype)
     little: NDArray[Any] = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     return little.reshape(array.shape)
 

@@ -57,6 +57,30 @@ def test_minus_zero_and_nan_payloads_are_the_same_question(tmp_path: Path) -> No
     assert np.array_equal(*answers)
 
 
+def test_every_part_of_a_complex_number_has_one_zero(tmp_path: Path) -> None:
+    p, _ = batch(2)
+    with hardening.Guard(policy(tmp_path)) as guard:
+        x = np.array([[1, 2], [3, 1j]], "c8")
+        answers = [guard.harden({"p": p}, inputs={"x": v})["p"] for v in (x, x.astype(">c8"), x.copy("F"), x.conj())]
+        assert np.array_equal(answers[1], answers[0])
+        assert np.array_equal(answers[2], answers[0])
+        assert np.array_equal(answers[3][0], answers[0][0])
+        assert not np.array_equal(answers[3][1], answers[0][1])
+        zeros = [guard.harden({"p": p}, inputs={"x": np.array([[z], [z]])})["p"] for z in (0j, -0j, complex(0, -0.0))]
+    assert np.array_equal(zeros[0], zeros[1])
+    assert np.array_equal(zeros[0], zeros[2])
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3), np.longdouble), np.zeros(2, "f4,i8"), np.array([[1], [2]], object)])
+def test_inputs_with_bytes_that_mean_nothing_key_no_noise(tmp_path: Path, x: Any) -> None:
+    p, _ = batch(2)
+    with (
+        hardening.Guard(policy(tmp_path)) as guard,
+        pytest.raises(InputError, match=r"'x' holds .*noise cannot be keyed"),
+    ):
+        guard.harden({"p": p}, inputs={"x": x})
+
+
 def test_answers_of_a_shape_seen_before_are_the_same(tmp_path: Path) -> None:
     """From the third time on, questions of one shape go through arrays that are kept; nobody can tell."""
     with hardening.Guard(policy(tmp_path), "m") as warm:
