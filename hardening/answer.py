@@ -187,7 +187,7 @@ def _raw_bits(value: Any) -> float:
 
 
 def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Little-endian and contiguous: complex numbers as pairs, booleans by their truth, texts as a digest each (BLAKE2b).
+    """Little-endian and contiguous: complex numbers as pairs, booleans by their truth, texts digested (BLAKE2b).
 
     Raises InputError for what has bytes that mean nothing, or that are not its own.
     """

@@ -124,6 +124,7 @@ class Program:
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
         pipeline.check_width(width)
         self.pipeline, self.width = pipeline, width
+        self._promises: dict[int, Guarantee] = {}
         lowered = pipeline.lower()
         ops = np.array([op.code for _, op in lowered], np.int64)
         params = np.zeros((len(lowered), opcodes.PARAMETERS))
@@ -172,10 +173,11 @@ class Program:
         ):
             self._job[place] = value
 
-    @functools.cache  # noqa: B019 - a program lives as long as its guard
     def promise(self, itemsize: int) -> Guarantee:
         """The pipeline's guarantee for rows of floats of `itemsize` bytes."""
-        return self.pipeline.guarantee(self.width, itemsize)
+        if itemsize not in self._promises:  # on the program: a cache of the class would keep every program for ever
+            self._promises[itemsize] = self.pipeline.guarantee(self.width, itemsize)
+        return self._promises[itemsize]
 
     def job(self) -> NDArray[np.int64]:
         """A new job of this program, without scores; the program must outlive it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import hardening
+from hardening.answer import Programs
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
 from hardening.config import KeySource, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
@@ -284,6 +287,17 @@ def test_a_client_costs_at_most_a_kilobyte() -> None:
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert used / 4000 <= 1024
+
+
+def test_widths_that_callers_choose_do_not_pile_up(tmp_path: Path) -> None:
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
+        guard.harden({"p": np.eye(1, 2)})
+        first = weakref.ref(next(iter(guard._programs._known.values())))
+        for width in range(3, 3 + Programs.MOST):
+            guard.harden({"p": np.eye(1, width)})
+        gc.collect()
+        assert first() is None, "a program that the table forgot is still alive"
+        assert len(guard._programs._known) <= Programs.MOST
 
 
 def test_events_of_the_guard_never_show_the_key(tmp_path: Path) -> None:
