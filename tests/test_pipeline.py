@@ -142,6 +142,19 @@ def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[T
     assert np.array_equal(out, pipeline.reference(x, draws(pipeline, nonces, 17)))
 
 
+@pytest.mark.parametrize("width", [3, 16, 20, 64, 70])
+def test_masked_scores_may_be_the_least_floats(width: int) -> None:
+    """All below -1e300: the top class is among them all the same."""
+    x = np.full((9, width), np.finfo(np.float64).min)
+    x[:, 2] /= 2
+    for transforms in ((LabelOnly(),), (Clip(low=-2.0, high=2.0), TopK(k=2))):
+        pipeline = Pipeline("logits", transforms)
+        status, out = run(pipeline, x)
+        assert status == 0
+        assert np.array_equal(out, pipeline.reference(x))
+        assert np.array_equal(run(pipeline, x[:1])[1], out[:1])
+
+
 def test_types_are_the_nearest_points() -> None:
     """Largest remainder is optimal in L1 among all points of the grid (Reznik 2011), here by enumeration."""
     rng = np.random.default_rng(0)
