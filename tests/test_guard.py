@@ -251,6 +251,18 @@ def test_standing_counts_what_was_learnt(tmp_path: Path) -> None:
     assert s.label_entropy == pytest.approx(label_entropy_bits(np.array([4, 4])))
 
 
+def test_counts_stop_at_their_largest(tmp_path: Path) -> None:
+    p = np.tile(np.array([[1, 0, 0, 0]], "f4"), (3, 1))
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
+        guard.harden({"p": p}, client="alice")
+        row = guard._clients._rows[0]
+        row["histogram"][0] = row["labels"][0] = 2**32 - 2
+        guard.harden({"p": p}, client="alice")
+        assert row["labels"][0] == 2**32 - 1
+        assert guard.standing("alice").histogram[0] == 2**32 - 1
+        assert guard.standing("alice").queries == 6
+
+
 def test_entropies_against_known_answers() -> None:
     """Counts (4, 2, 1, 1) and (100, 10, 1, 0, 0): Grassberger 2003 in nats, Krichevsky-Trofimov in bits."""
     cases = [
