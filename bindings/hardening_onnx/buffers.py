@@ -83,7 +83,9 @@ class Buffers:
     def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
         self._inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
         self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
-        self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self._inputs.values()
+        self._able = inner.get_providers() == ["CPUExecutionProvider"] and all(
+            d is not None for d in self._inputs.values()
+        )
         self._inner, self._guard = inner, guard
         self._recent: Recent[Bound] = Recent()
         self._last = threading.local()

@@ -203,6 +203,29 @@ def test_bound_buffers_answer_as_the_runtime_does(session: HardenedSession, poli
     assert fresh._HardenedSession__buffers._last.bound.names == ("label", "p"), "the last call went through buffers"
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+def test_inputs_of_every_numeric_dtype_are_bound(tmp_path: Path, dtype: str) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=T.FLOAT), helper.make_node("Identity", ["x"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", kind, ["N", 3])]
+    outputs = [
+        helper.make_tensor_value_info("f", T.FLOAT, ["N", 3]),
+        helper.make_tensor_value_info("y", kind, ["N", 3]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    rules = {"f": Output("scalar", {"normal": (Gaussian(sigma=0.1),)}), "y": Output("open")}
+    policy = Policy(rules, key=KeySource("file:k.key", create=True), root=tmp_path)
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    x = np.arange(6).reshape(2, 3).astype(dtype)
+    first, raw = session.run(None, {"x": x})
+    for _ in range(3):
+        again, y = session.run(None, {"x": x})
+        assert np.array_equal(again, first)
+        assert np.array_equal(y, raw)
+    assert session._HardenedSession__buffers.find(("f", "y"), {"x": x}) is not None
+
+
 def test_answers_of_bound_buffers_are_the_callers_own(session: HardenedSession) -> None:
     first = [session.run(["p"], {"x": X})[0] for _ in range(4)][-1]
     kept = first.copy()
