@@ -6,7 +6,7 @@ import hashlib
 import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,10 +155,18 @@ class Answer:
 
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
-        for value in (*self.outputs.values(), *self._maps.values()):
-            if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "fiu":
-                value.fill(0)
+        wipe((*self.outputs.values(), *self._maps.values()))
+        for _, task, _ in self.entries:
+            if task is not None:
+                task.wipe()
         self.outputs = {}
+
+
+def wipe(values: Iterable[Any]) -> None:
+    """Overwrite the arrays among `values`, whoever still holds them."""
+    for value in values:
+        if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind != "V":
+            value.fill(0)
 
 
 def _priced(job: NDArray[np.int64], bits: float, rho: float = 0.0, most_entropy: float = 0.0) -> NDArray[np.int64]:

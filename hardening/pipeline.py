@@ -216,6 +216,7 @@ class Task:
         self.summary = np.empty((vectors, SUMMARY))
         row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
         self._alive = (numbers, words, row, nonces)
+        self._traces = (self._work, numbers, self.summary)
         self.job = program.job()
         self.job[Job.SCORES] = self._work.ctypes.data
         self.job[Job.SINGLE] = self._work.dtype == np.float32
@@ -238,6 +239,11 @@ class Task:
         """Copy the hardened scores back, if need be."""
         if not self.in_place:
             self._scores[...] = self._work
+
+    def wipe(self) -> None:
+        """Overwrite what the kernel worked on."""
+        for array in self._traces:
+            array.fill(0)
 
     def run(self) -> int:
         """Harden, on its own; returns the kernel's status, 0 if all went well."""

@@ -31,6 +31,8 @@ class Bound:
     Attributes:
         names: outputs wanted, in order.
         inputs: name, buffer, shape and dtype of each input.
+        free: False while a question is being answered. Whoever comes in between, from a signal or a finalizer, must
+            not use the buffers; nor may anyone after an answer that was broken off.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Bound:
         self.inputs = tuple((name, array, array.shape, array.dtype) for name, array in inputs.items())
         self._results = tuple(outputs[name] for name in names)
         self._only = self._results[0] if len(names) == 1 else None
+        self.free = True
 
     def answer(self, feed: Mapping[str, Any], run_options: Any, client: str | None) -> list[Any] | Decision:
         """Charge, run, harden, and copy out; the decision alone if the runtime would not run, for whatever reason.
@@ -65,16 +68,18 @@ class Bound:
         Raises what `Guard.admit` and `Guard.finish` raise; after the latter the buffers are of no more use.
         """
         decision = self._admit(client, self._rows)
+        self.free = False
         for name, buffer, _, _ in self.inputs:
             buffer[...] = feed[name]
         try:
             self._run(self._io, run_options)
         except Exception:
+            self.free = True
             return decision
         self._finish(decision, self._answer)
-        if self._only is not None:
-            return [self._only.copy()]
-        return [result.copy() for result in self._results]
+        answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
+        self.free = True
+        return answer
 
 
 class Buffers:
@@ -113,10 +118,11 @@ class Buffers:
                 if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
                     break
             else:
-                return last
+                return last if last.free else None
         found = self._recent.find(self._key(names, feed))
-        if found is not None:
-            self._last.bound = found
+        if found is None or not found.free:
+            return None
+        self._last.bound = found
         return found
 
     def learn(

@@ -145,12 +145,13 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self, decision: Decision, names: tuple[str, ...], feed: Mapping[str, Any], run_options: Any
     ) -> list[Any]:
         fetch = self.guard.needs(names)
+        question = self.__feeds.question(feed)[0]
         results = self.__inner.run(list(fetch), feed, run_options)
         # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
         outputs = dict(zip(fetch, results, strict=True))
         del results
         shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
-        released = self.guard.release(decision, outputs, self.__feeds.question(feed)[0])
+        released = self.guard.release(decision, outputs, question)
         self.__buffers.learn(names, fetch, feed, shapes)
         seen: set[str] = set()
         answer = []

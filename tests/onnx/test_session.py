@@ -186,6 +186,82 @@ def test_a_failure_at_any_step_lets_nothing_raw_out(
         assert not holds_raw(frame.frame.f_locals, raw), frame
 
 
+@pytest.mark.parametrize("warm", [0, 3], ids=["first", "bound"])
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(("owner", "step"), [s[1:] for s in STEPS], ids=[s[0] for s in STEPS])
+def test_an_interrupt_at_any_step_leaves_nothing_raw_behind(
+    policy: Policy, owner: Any, step: str, problem: Any, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-precision scores, which are copied to be worked on; our own objects are searched to the bottom."""
+    made = onnx.load_from_string(MODEL)
+    made.graph.node[3].output[0] = "single"
+    made.graph.node.append(helper.make_node("Cast", ["single"], ["p"], to=T.FLOAT16))
+    made.graph.output[0].type.tensor_type.elem_type = T.FLOAT16
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    raw = ort.InferenceSession(made.SerializeToString()).run(["p"], {"x": X})[0]
+    for _ in range(warm):
+        expected = session.run(None, {"x": X})[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise problem("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner or session.guard, step, fail)
+        if warm and step in ("get", "_take", "__init__"):
+            return
+        with pytest.raises((problem, ReleaseError)) as caught:
+            session.run(None, {"x": X})
+    for frame in caught.traceback[1:]:
+        assert not holds_raw(frame.frame.f_locals, raw, depth=9), frame
+    if warm:
+        assert np.array_equal(session.run(None, {"x": X})[0], expected)
+
+
+@pytest.mark.parametrize("warm", [1, 4])
+def test_a_question_in_the_middle_of_another(
+    session: HardenedSession, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal or a finalizer may ask it: each gets its own answer, from the session and from the guard."""
+    scores = {name: ort.InferenceSession(MODEL).run(["p"], {"x": x})[0] for name, x in (("a", X[:1]), ("b", X[1:2]))}
+    asked = {"a": X[:1], "b": X[1:2]}
+    doors = (
+        lambda name: session.run(["p"], {"x": asked[name]})[0],
+        lambda name: session.guard.harden({"p": scores[name]}, inputs={"x": asked[name]})["p"],
+    )
+    finish = session.guard.finish
+    for ask in doors:
+        expected = {name: ask(name) for name in ("a", "b")}
+        for _ in range(warm):
+            ask("a")
+        between = []
+
+        def interrupted(*args: Any, ask: Any = ask, between: Any = between) -> None:
+            if not between:
+                between.append(None)
+                between.append(ask("b"))
+            finish(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(session.guard, "finish", interrupted)
+            patched.setattr(session._HardenedSession__buffers._last.bound, "_finish", interrupted)
+            assert np.array_equal(ask("a"), expected["a"])
+        assert np.array_equal(between[1], expected["b"])
+        assert not np.array_equal(expected["a"], expected["b"])
+
+
+@pytest.mark.parametrize("asked", [1, 4])
+def test_nothing_is_released_once_the_guard_is_closed(session: HardenedSession, asked: int) -> None:
+    for _ in range(asked):
+        session.run(["p"], {"x": X}, client="alice")
+    session.guard.close()
+    for client in ("alice", "bob"):
+        for names in (None, ["p"]):
+            with pytest.raises(InputError, match="closed"):
+                session.run(names, {"x": X}, client=client)
+        with pytest.raises(InputError, match="closed"):
+            session.guard.admit(client, len(X))
+
+
 def test_bound_buffers_answer_as_the_runtime_does(session: HardenedSession, policy: Policy) -> None:
     """The first call of a shape goes the long way, later ones through buffers; nobody can tell."""
     rng = np.random.default_rng(7)
