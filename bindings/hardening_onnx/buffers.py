@@ -17,7 +17,7 @@ import onnxruntime
 from hardening.guard import Guard
 from hardening.recent import Recent
 from hardening.types import Decision
-from hardening_onnx.feeds import DTYPES
+from hardening_onnx.feeds import DTYPES, Feeds
 
 #: Most bytes of the buffers for one shape of question.
 MOST_BYTES = 1 << 22
@@ -39,12 +39,13 @@ class Bound:
         self,
         inner: onnxruntime.InferenceSession,
         guard: Guard,
+        feeds: Feeds,
         inputs: dict[str, np.ndarray[Any, Any]],
         outputs: dict[str, np.ndarray[Any, Any]],
         names: tuple[str, ...],
     ) -> None:
-        self._rows = next((len(a) for a in inputs.values() if a.ndim), 1)
-        self._answer = guard.bind(dict(outputs), inputs, self._rows)
+        question, self._rows = feeds.question(inputs)
+        self._answer = guard.bind(dict(outputs), question, self._rows)
         self._admit, self._finish = guard.admit, guard.finish
         io = inner.io_binding()
         for name, array in inputs.items():
@@ -85,13 +86,13 @@ class Bound:
 class Buffers:
     """What each thread keeps, by the shapes it asks about."""
 
-    def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
+    def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard, feeds: Feeds) -> None:
         self._inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
         self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
         self._able = inner.get_providers() == ["CPUExecutionProvider"] and all(
             d is not None for d in self._inputs.values()
         )
-        self._inner, self._guard = inner, guard
+        self._inner, self._guard, self._feeds = inner, guard, feeds
         self._recent: Recent[Bound] = Recent()
         self._last = threading.local()
 
@@ -144,7 +145,7 @@ class Buffers:
         outputs = {name: np.empty(shapes[name], self._outputs[name]) for name in fetch}
         if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > MOST_BYTES:
             return
-        self._last.bound = Bound(self._inner, self._guard, inputs, outputs, names)
+        self._last.bound = Bound(self._inner, self._guard, self._feeds, inputs, outputs, names)
         self._recent.keep(key, self._last.bound)
 
     def give_up(self) -> None:

@@ -32,6 +32,10 @@ class Feeds:
         self.names = tuple(i.name for i in inner.get_inputs())
         self._optional = {i.name for i in inner.get_inputs() if i.type.startswith("optional")}
         self._dtypes = {i.name: DTYPES.get(i.type) for i in inner.get_inputs()}
+        # Where the batch's size is free, an input of a fixed length is not one of its columns.
+        leads = {i.name: i.shape[0] for i in inner.get_inputs() if i.shape}
+        free = not isinstance(next(iter(leads.values()), 0), int)
+        self._shared = {name for name, lead in leads.items() if free and isinstance(lead, int)}
 
     def read(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Every declared input; plain lists as tensors, None for an optional input left out. Raises InputError."""
@@ -58,9 +62,13 @@ class Feeds:
         return _plain(name, value)
 
     def question(self, feed: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], int]:
-        """What noise is keyed on, and how many rows are asked, of a feed that was `read`."""
+        """What noise is keyed on, and how many rows are asked, of a feed that was `read`; views, where it holds arrays.
+
+        What all rows share has a leading dimension of one, so that it is part of every row of a batch of any size.
+        """
         arrays = {name: _spell(value) for name, value in feed.items()}
-        return arrays, next((len(array) for array in arrays.values() if array.ndim), 1)
+        rows = next((len(array) for array in arrays.values() if array.ndim), 1)
+        return {name: array[None] if name in self._shared else array for name, array in arrays.items()}, rows
 
 
 def _plain(name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -91,7 +91,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)
-        self.__buffers = Buffers(inner, self.guard)
+        self.__buffers = Buffers(inner, self.guard, self.__feeds)
 
     def get_outputs(self) -> list[Any]:
         """The outputs that the policy releases, in the model's order."""

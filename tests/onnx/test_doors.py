@@ -326,6 +326,26 @@ def test_sequences_are_one_question_however_they_are_written(policy: Policy) -> 
         assert len({session.run(None, {"s": [value]})[0].tobytes() for value in same}) == 1
 
 
+def test_an_input_of_fixed_length_is_part_of_every_row(policy: Policy) -> None:
+    """Also where the batch happens to have as many rows: a row's noise follows from the row and all that it shares."""
+    nodes = [helper.make_node("ReduceSum", ["s"], ["t"], keepdims=1), helper.make_node("Mul", ["x", "t"], ["p"])]
+    inputs = [helper.make_tensor_value_info(n, T.FLOAT, s) for n, s in (("x", ["N", 4]), ("s", [3]))]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4])]
+    graph = helper.make_graph(nodes, "shared", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    rules = Policy({"p": Output("scalar", {"normal": (Gaussian(sigma=2.0**-8),)})}, policy.key, root=policy.root)
+    session = hardening_onnx.wrap(made.SerializeToString(), rules)
+    x, s = np.round(X[:4, :4] * 16) / 16, np.array([1, 2, 3], "f4")
+    for _ in range(4):
+        whole = session.run(None, {"x": x, "s": s})[0]
+        for rows in (1, 2, 3):
+            assert np.array_equal(session.run(None, {"x": x[:rows], "s": s})[0], whole[:rows])
+        # The noise of row 0 changes with an element of s that stands at row 1.
+        moved = np.array([1, 2.5, 3], "f4")
+        one, other = (session.run(None, {"x": x[:3], "s": v})[0] for v in (s, moved))
+        assert not np.array_equal((one - x[:3] * s.sum())[0], (other - x[:3] * moved.sum())[0])
+
+
 def test_an_optional_input_may_be_left_out_and_that_is_one_question(policy: Policy) -> None:
     optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(T.FLOAT, [2]))
     nodes = [helper.make_node("OptionalHasElement", ["o"], ["y"]), helper.make_node("Softmax", ["x"], ["p"])]
