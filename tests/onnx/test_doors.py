@@ -165,6 +165,31 @@ def test_subclasses_of_the_session_are_wrapped(policy: Policy) -> None:
     assert hardening_onnx.wrap(Theirs(MODEL), policy).run(None, {"x": X})[0].shape == (5, 4)
 
 
+@pytest.mark.parametrize("name", ["x", "w"])
+def test_an_adapter_in_the_run_options_writes_neither_inputs_nor_weights(
+    policy: Policy, tmp_path: Path, name: str
+) -> None:
+    """The runtime would put its parameters in the place of the question that the noise is keyed on."""
+    made = onnx.load_from_string(MODEL)
+    made.graph.input.append(helper.make_tensor_value_info("w", T.FLOAT, [6, 4]))  # an overridable initializer
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    adapter, file = ort.AdapterFormat(), str(tmp_path / "a.onnx_adapter")
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    value = np.full((1, 6) if name == "x" else (6, 4), 7, "f4")
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value)})
+    adapter.export_adapter(file)
+    loaded, options = ort.LoraAdapter(), ort.RunOptions()
+    loaded.Load(file)
+    options.add_active_adapter(loaded)
+    options.add_run_config_entry("hardening.client", "alice")
+    options.logid = "question"
+    expected = session.run(None, {"x": X[:1]})[0]
+    for _ in range(4):
+        assert np.array_equal(session.run(None, {"x": X[:1]}, options)[0], expected)
+    assert session.guard.standing("alice").queries == 4
+
+
 def test_bindings_find_a_closed_door(session: HardenedSession) -> None:
     for bind in (ort.IOBinding, lambda s: C.SessionIOBinding(s._sess), lambda s: C.SessionIOBinding(s)):
         with pytest.raises((TypeError, InputError)):
