@@ -24,8 +24,9 @@ from hardening.types import Guarantee, OutputSpace, SpaceKind
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
 CELL_BITS = 12
 CELLS = 1 << CELL_BITS
-#: Up to this many scores (some 50 microseconds) an answer is hardened without letting go of the interpreter's lock.
-SMALL = 1 << 14
+#: Up to this many scores, and up to this many 64-bit words of the question (some 50 microseconds each), an answer is
+#: hardened without letting go of the interpreter's lock.
+SMALL, SMALL_QUESTION = 1 << 14, 1 << 16
 
 
 def declared_space(kind: SpaceKind) -> OutputSpace:
@@ -208,7 +209,8 @@ class Task:
         self._scores = self._work = scores
         if scores.dtype not in (np.float32, np.float64) or not scores.flags.c_contiguous or not scores.flags.writeable:
             self._work = np.empty(scores.shape, np.float32 if scores.dtype == np.float32 else np.float64)
-        self.in_place, self.small = self._work is scores, scores.size <= SMALL
+        asked = question.words * rows if question else 0
+        self.in_place, self.small = self._work is scores, scores.size <= SMALL and asked <= SMALL_QUESTION
         vectors, width = scores.shape
         vector_words = lanes_room(width)
         numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)

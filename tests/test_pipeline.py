@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardening.errors import ConfigError
 from hardening.kernels import opcodes
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     Clip,
     Gaussian,
@@ -265,6 +265,14 @@ def test_read_only_and_strided_arrays_are_left_alone_or_hardened_in_place() -> N
     status, out = run(Pipeline("simplex", (Types(n=4),)), x)
     assert status == 0
     assert np.array_equal(out * 4, np.rint(out * 4))
+
+
+def test_large_questions_let_go_of_the_interpreter_as_large_answers_do() -> None:
+    pipeline, scores = Pipeline("scalar", (Gaussian(sigma=0.1),)), np.zeros((4, 3))
+    program, nonces = Program(pipeline, 3, KEY, "p", "m"), np.zeros((4, 3), np.uint32)
+    assert Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 100))}, 4)).small
+    assert not Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 1 << 17))}, 4)).small
+    assert not Task(program, np.zeros((4, 1 << 13)), 4, nonces).small
 
 
 def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
