@@ -59,7 +59,10 @@ def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tup
 
 @contextlib.contextmanager
 def as_client(client: str) -> Iterator[None]:
-    """Queries inside the block are asked by `client`, unless they name somebody else."""
+    """Queries inside the block are asked by `client`, unless they name somebody else.
+
+    Not around a ``yield`` in a generator: what its caller asks until it goes on would be asked by `client` as well.
+    """
     token = _client.set(client)
     try:
         yield
