@@ -306,6 +306,8 @@ def test_cell_noise_gives_near_duplicates_nothing() -> None:
     [
         ("simplex", (Gaussian(sigma=0.1),), "tier"),
         ("simplex", (Gaussian(sigma=0.1), Types(n=5)), "tier[1]"),
+        ("simplex", (Gaussian(sigma=65536.0), Project()), "tier[0]"),
+        ("simplex", (Laplace(scale=2049.0), Project()), "tier[0]"),
         ("logits", (TopK(k=2),), "tier[0]"),
         ("logits", (Types(n=5),), "tier[0]"),
         ("scalar", (LabelOnly(),), "tier[0]"),
