@@ -70,15 +70,19 @@ class Bound:
         """
         decision = self._admit(client, self._rows)
         self.free = False
-        for name, buffer, _, _ in self.inputs:
-            buffer[...] = feed[name]
         try:
-            self._run(self._io, run_options)
-        except Exception:
-            self.free = True
-            return decision
-        self._finish(decision, self._answer)
-        answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
+            for name, buffer, _, _ in self.inputs:
+                buffer[...] = feed[name]
+            try:
+                self._run(self._io, run_options)
+            except Exception:
+                self.free = True
+                return decision
+            self._finish(decision, self._answer)
+            answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
+        except BaseException:
+            self._answer.wipe()
+            raise
         self.free = True
         return answer
 

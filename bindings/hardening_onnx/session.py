@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnxruntime
 
+from hardening.answer import wipe
 from hardening.config import Policy
 from hardening.errors import InputError, ModelError, ReleaseError
 from hardening.guard import Guard
@@ -151,11 +152,16 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         fetch = self.guard.needs(names)
         question = self.__feeds.question(feed)[0]
         results = self.__inner.run(list(fetch), feed, _without_adapters(run_options))
-        # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
-        outputs = dict(zip(fetch, results, strict=True))
-        del results
-        shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
-        released = self.guard.release(decision, outputs, question)
+        try:
+            # The guard empties this dict whatever happens; until then, what breaks in finds nothing either.
+            outputs = dict(zip(fetch, results, strict=True))
+            shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
+            released = self.guard.release(decision, outputs, question)
+        except BaseException:
+            wipe(results)
+            raise
+        finally:
+            del results
         self.__buffers.learn(names, fetch, feed, shapes)
         seen: set[str] = set()
         answer = []

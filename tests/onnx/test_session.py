@@ -217,6 +217,27 @@ def test_an_interrupt_at_any_step_leaves_nothing_raw_behind(
         assert np.array_equal(session.run(None, {"x": X})[0], expected)
 
 
+@pytest.mark.parametrize("warm", [0, 3], ids=["first", "bound"])
+def test_an_interrupt_between_the_run_and_the_guard_leaves_nothing_raw_behind(
+    session: HardenedSession, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
+    for _ in range(warm):
+        session.run(None, {"x": X})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if warm:
+        monkeypatch.setattr(session._HardenedSession__buffers._last.bound, "_finish", interrupt)
+    else:
+        monkeypatch.setattr(session.guard, "release", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        session.run(None, {"x": X})
+    for frame in caught.traceback[1:]:
+        assert not holds_raw(frame.frame.f_locals, raw, depth=9), frame
+
+
 @pytest.mark.parametrize("warm", [1, 4])
 def test_a_question_in_the_middle_of_another(
     session: HardenedSession, warm: int, monkeypatch: pytest.MonkeyPatch
