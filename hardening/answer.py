@@ -243,7 +243,10 @@ def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> 
     if len(scores) and scores.shape[-1] != len(classes):
         raise ReleaseError(label, None, f"{name!r} has {scores.shape[-1]} classes, the policy names {len(classes)}")
     chosen = scores.reshape(-1, max(1, len(classes))).argmax(axis=1)
-    values = np.array(list(classes), object if raw.dtype.kind in "OSU" else raw.dtype)
+    try:
+        values = np.array(list(classes), object if raw.dtype.kind in "OSU" else raw.dtype)
+    except (ValueError, TypeError, OverflowError):
+        raise ReleaseError(label, None, f"holds {raw.dtype} labels, which outputs.{name}.classes are not") from None
     answer = np.asarray(values[chosen].reshape(raw.shape))
     if raw.flags.writeable and raw.dtype == answer.dtype:
         raw[...] = answer

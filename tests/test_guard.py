@@ -139,6 +139,8 @@ def test_labels_follow_the_released_scores(tmp_path: Path) -> None:
         assert guard.needs(("label",)) == ("label", "p")
         with pytest.raises(ReleaseError, match="derived from 'p'"):
             guard.harden({"label": raw}, inputs={"x": x})
+        with pytest.raises(ReleaseError, match=r"holds int64 labels, which outputs.p.classes are not"):
+            guard.harden({"label": p.argmax(axis=1), "p": p}, inputs={"x": x})
     assert list(out) == ["label", "p"]
     assert out["label"].tolist() == [("a", "b", "c", "d")[i] for i in out["p"].argmax(axis=1)]
     assert (out["label"] != raw).any(), "noise this strong must move some labels"
