@@ -113,7 +113,8 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
         Args:
             output_names: outputs to return, or None for all that the policy releases.
-            input_feed: declared inputs only; an initializer that is also an input cannot be written here.
+            input_feed: declared inputs only; an initializer that is also an input cannot be written here. Nobody may
+                change its arrays until this returns: they are read by the runtime, and again to key the noise.
             run_options: an entry ``hardening.client`` names the client where `client` does not. Of the rest, what
                 `OPTIONS` and `ENTRIES` name has an effect, as it is at the call; an active adapter has none.
             client: who is asking; else the entry, else `hardening.as_client`, else the anonymous account.
@@ -228,6 +229,10 @@ def wrap(
     **kwargs: Any,
 ) -> HardenedSession:
     """Harden a model.
+
+    The first axis of inputs and outputs is taken for a batch of rows that do not look at each other: a row's noise is
+    keyed on that row and on what all rows share. Where a row's scores depend on others as well, they can be changed
+    through these while the noise stays, and differences of answers are then free of it.
 
     Args:
         model: path of an ONNX file, its bytes, or an existing session. The digest that keys the noise is the SHA-256 of
