@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hardening import kernels
 from hardening.errors import ConfigError
 from hardening.kernels import opcodes
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
@@ -265,6 +269,22 @@ def test_read_only_and_strided_arrays_are_left_alone_or_hardened_in_place() -> N
     status, out = run(Pipeline("simplex", (Types(n=4),)), x)
     assert status == 0
     assert np.array_equal(out * 4, np.rint(out * 4))
+
+
+def twice(x: Any) -> Any:
+    return x + x
+
+
+def test_compiling_in_many_threads_leaves_numba_as_it_was() -> None:
+    before, start = numba.config.CACHE_DIR, threading.Barrier(4)
+
+    def compiled(kind: str) -> Any:
+        start.wait()
+        return kernels.entry(twice, kind)(3)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(compiled, ("int64", "float64", "int32", "float32"))) == [6, 6, 6, 6]
+    assert before == numba.config.CACHE_DIR
 
 
 def test_large_questions_let_go_of_the_interpreter_as_large_answers_do() -> None:
