@@ -6,7 +6,7 @@ import hashlib
 import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,10 +155,18 @@ class Answer:
 
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
-        for value in (*self.outputs.values(), *self._maps.values()):
-            if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind in "fiu":
-                value.fill(0)
+        wipe((*self.outputs.values(), *self._maps.values()))
+        for _, task, _ in self.entries:
+            if task is not None:
+                task.wipe()
         self.outputs = {}
+
+
+def wipe(values: Iterable[Any]) -> None:
+    """Overwrite the arrays among `values`, whoever still holds them."""
+    for value in values:
+        if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind != "V":
+            value.fill(0)
 
 
 def _priced(job: NDArray[np.int64], bits: float, rho: float = 0.0, most_entropy: float = 0.0) -> NDArray[np.int64]:
@@ -187,7 +195,10 @@ def _raw_bits(value: Any) -> float:
 
 
 def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Little-endian and contiguous; booleans by their truth; text, whose length varies, as a digest each (BLAKE2b)."""
+    """Little-endian and contiguous: complex numbers as pairs, booleans by their truth, texts digested (BLAKE2b).
+
+    Raises InputError for what has bytes that mean nothing, or that are not its own.
+    """
     if array.dtype.kind == "b":  # any byte but zero is true
         array = array.view(np.uint8) != 0
     if array.dtype.kind in "OSU":
@@ -197,6 +208,13 @@ def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
         octets = (t if isinstance(t, bytes) else t.encode() for t in texts)
         out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in octets), np.uint8)
         return out.reshape(*array.shape, 32)
+    if array.dtype.kind not in "biufcmM" or array.dtype.char in "gG":
+        raise InputError(
+            f"input {name!r} holds {array.dtype} values: noise cannot be keyed on them, pass numbers of up to 64 bits "
+            "for each part, or text"
+        )
+    if array.dtype.kind == "c":
+        array = array.reshape(*array.shape, 1).view(array.real.dtype)
     little: NDArray[Any] = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     return little.reshape(array.shape)
 
@@ -225,7 +243,10 @@ def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> 
     if len(scores) and scores.shape[-1] != len(classes):
         raise ReleaseError(label, None, f"{name!r} has {scores.shape[-1]} classes, the policy names {len(classes)}")
     chosen = scores.reshape(-1, max(1, len(classes))).argmax(axis=1)
-    values = np.array(list(classes), raw.dtype if raw.dtype.kind in "iu" else object)
+    try:
+        values = np.array(list(classes), object if raw.dtype.kind in "OSU" else raw.dtype)
+    except (ValueError, TypeError, OverflowError):
+        raise ReleaseError(label, None, f"holds {raw.dtype} labels, which outputs.{name}.classes are not") from None
     answer = np.asarray(values[chosen].reshape(raw.shape))
     if raw.flags.writeable and raw.dtype == answer.dtype:
         raw[...] = answer

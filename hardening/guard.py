@@ -6,12 +6,13 @@ import contextlib
 import contextvars
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardening.answer import Answer, Programs
+from hardening.answer import Answer, Programs, wipe
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
 from hardening.errors import Denied, HardeningError, InputError, ReleaseError
@@ -26,8 +27,19 @@ _client: contextvars.ContextVar[str | None] = contextvars.ContextVar("hardening.
 CAPACITY = 16_384
 
 
-#: An answer that `harden` uses again, and the arrays that it reads and writes.
-_Kept = tuple[Answer, dict[str, NDArray[Any]], dict[str, NDArray[Any]] | None]
+@dataclass(slots=True)
+class _Kept:
+    """An answer that `harden` uses again, the arrays that it reads and writes, and whether nobody is using them.
+
+    Whoever comes in between, from a signal or a finalizer, must not; nor may anyone after an answer that failed.
+    """
+
+    answer: Answer
+    own: dict[str, NDArray[Any]]
+    asked: dict[str, NDArray[Any]] | None
+    free: bool = True
+
+
 #: Most bytes of the arrays of one answer that is kept.
 _MOST_BYTES = 1 << 22
 
@@ -47,7 +59,10 @@ def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tup
 
 @contextlib.contextmanager
 def as_client(client: str) -> Iterator[None]:
-    """Queries inside the block are asked by `client`, unless they name somebody else."""
+    """Queries inside the block are asked by `client`, unless they name somebody else.
+
+    Not around a ``yield`` in a generator: what its caller asks until it goes on would be asked by `client` as well.
+    """
     token = _client.set(client)
     try:
         yield
@@ -99,6 +114,7 @@ class Guard:
         """Release nothing from now on, and close the sink."""
         self._recent = Recent()
         self.released = frozenset()
+        self._decisions.clear()
         self._sink.close()
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,7 +139,8 @@ class Guard:
     def admit(self, client: str | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.
 
-        Raises Denied if the policy refuses the caller, InputError for a name that is empty, too long or not text.
+        Raises Denied if the policy refuses the caller, InputError for a name that is empty, too long or not text, and
+        once the guard is closed.
         """
         if client is None and (client := _client.get()) is None:
             client = ANONYMOUS
@@ -148,6 +165,9 @@ class Guard:
         elif not self._pooling:
             self._pooling = True
             self._tell("accounts-pooled", name, capacity=CAPACITY)
+        if not self.released:
+            self._decisions.clear()
+            raise InputError("the guard is closed: it admits nobody")
         return decision
 
     def _tell(self, kind: str, client: str, **evidence: Any) -> None:
@@ -164,16 +184,20 @@ class Guard:
         first = next(iter(outputs.values()), ())
         rows = len(first) if np.ndim(first) else 1
         key = _layout(outputs, inputs)
-        kept = self._recent.find(key)
-        if kept is not None:
+        recent = self._recent
+        kept = recent.find(key)
+        if kept is not None and kept.free:
             return self._harden_kept(kept, outputs, inputs, client, rows)
         decision = self.admit(client, rows)
         own = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
         answer = self.release(decision, own, inputs)
-        if key is not None and self._recent.again(key):
+        if key is not None and recent.again(key):
             own = {n: np.empty(v.shape, v.dtype) for n, v in outputs.items()}
-            asked = None if inputs is None else {n: np.empty(v.shape, v.dtype) for n, v in inputs.items()}
-            self._recent.keep(key, (self.bind(own, asked, rows), own, asked))
+            # Little-endian, for the kernel reads these arrays and not copies of them that were made once.
+            asked = (
+                None if inputs is None else {n: np.empty(v.shape, v.dtype.newbyteorder("<")) for n, v in inputs.items()}
+            )
+            recent.keep(key, _Kept(self.bind(own, asked, rows), own, asked))
         return answer
 
     def _harden_kept(
@@ -184,19 +208,18 @@ class Guard:
         client: str | None,
         rows: int,
     ) -> dict[str, Any]:
-        answer, own, asked = kept
+        own, asked = kept.own, kept.asked
         decision = self.admit(client, rows)
+        kept.free = False
         for name, array in own.items():
             array[...] = outputs[name]
         if asked is not None and inputs is not None:
             for name, array in asked.items():
                 array[...] = inputs[name]
-        try:
-            self.finish(decision, answer)
-        except ReleaseError:
-            self._recent.forget()
-            raise
-        return {name: array.copy() for name, array in own.items()}
+        self.finish(decision, kept.answer)
+        answer = {name: array.copy() for name, array in own.items()}
+        kept.free = True
+        return answer
 
     def bind(
         self,
@@ -220,7 +243,10 @@ class Guard:
         """
         try:
             answer = self.bind(dict(outputs), inputs, decision.rows, decision.tier)
-        except Exception as problem:
+        except BaseException as problem:
+            wipe(outputs.values())
+            if not isinstance(problem, Exception):
+                raise
             failure = self._failed(decision, ", ".join(outputs), problem)
         else:
             self.finish(decision, answer)
@@ -241,9 +267,11 @@ class Guard:
             if not status:
                 return None
             self._refuse(*answer.entries[0][:2], status)
-        except Exception as problem:
+        except BaseException as problem:
             names = ", ".join(answer.outputs)
             answer.wipe()
+            if not isinstance(problem, Exception):
+                raise
             failure = self._failed(decision, names, problem)
         raise failure
 

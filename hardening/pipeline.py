@@ -24,8 +24,9 @@ from hardening.types import Guarantee, OutputSpace, SpaceKind
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
 CELL_BITS = 12
 CELLS = 1 << CELL_BITS
-#: Up to this many scores (some 50 microseconds) an answer is hardened without letting go of the interpreter's lock.
-SMALL = 1 << 14
+#: Up to this many scores, and up to this many 64-bit words of the question (some 50 microseconds each), an answer is
+#: hardened without letting go of the interpreter's lock.
+SMALL, SMALL_QUESTION = 1 << 14, 1 << 16
 
 
 def declared_space(kind: SpaceKind) -> OutputSpace:
@@ -124,6 +125,7 @@ class Program:
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
         pipeline.check_width(width)
         self.pipeline, self.width = pipeline, width
+        self._promises: dict[int, Guarantee] = {}
         lowered = pipeline.lower()
         ops = np.array([op.code for _, op in lowered], np.int64)
         params = np.zeros((len(lowered), opcodes.PARAMETERS))
@@ -172,10 +174,11 @@ class Program:
         ):
             self._job[place] = value
 
-    @functools.cache  # noqa: B019 - a program lives as long as its guard
     def promise(self, itemsize: int) -> Guarantee:
         """The pipeline's guarantee for rows of floats of `itemsize` bytes."""
-        return self.pipeline.guarantee(self.width, itemsize)
+        if itemsize not in self._promises:  # on the program: a cache of the class would keep every program for ever
+            self._promises[itemsize] = self.pipeline.guarantee(self.width, itemsize)
+        return self._promises[itemsize]
 
     def job(self) -> NDArray[np.int64]:
         """A new job of this program, without scores; the program must outlive it."""
@@ -206,7 +209,8 @@ class Task:
         self._scores = self._work = scores
         if scores.dtype not in (np.float32, np.float64) or not scores.flags.c_contiguous or not scores.flags.writeable:
             self._work = np.empty(scores.shape, np.float32 if scores.dtype == np.float32 else np.float64)
-        self.in_place, self.small = self._work is scores, scores.size <= SMALL
+        asked = question.words * rows if question else 0
+        self.in_place, self.small = self._work is scores, scores.size <= SMALL and asked <= SMALL_QUESTION
         vectors, width = scores.shape
         vector_words = lanes_room(width)
         numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)
@@ -214,6 +218,7 @@ class Task:
         self.summary = np.empty((vectors, SUMMARY))
         row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
         self._alive = (numbers, words, row, nonces)
+        self._traces = (self._work, numbers, self.summary)
         self.job = program.job()
         self.job[Job.SCORES] = self._work.ctypes.data
         self.job[Job.SINGLE] = self._work.dtype == np.float32
@@ -236,6 +241,11 @@ class Task:
         """Copy the hardened scores back, if need be."""
         if not self.in_place:
             self._scores[...] = self._work
+
+    def wipe(self) -> None:
+        """Overwrite what the kernel worked on."""
+        for array in self._traces:
+            array.fill(0)
 
     def run(self) -> int:
         """Harden, on its own; returns the kernel's status, 0 if all went well."""

@@ -42,7 +42,7 @@ class Recent(Generic[T]):
 
     def keep(self, key: Hashable, value: T) -> None:
         """Keep `value` for `key`, which was seen `again`."""
-        values = self._local.values
+        values = self._local.__dict__.setdefault("values", {})
         while len(values) >= MOST:
             del values[next(iter(values))]
         values[key] = value

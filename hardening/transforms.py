@@ -25,6 +25,9 @@ Labels = NDArray[np.intp]
 
 #: Fixed-point grid on which projections add up scores: sums are exact whatever their order, so every machine agrees.
 FIXED_POINT = 2.0**32
+#: Largest scale of noise whose draws, to the ends of their tables, are within what a projection adds up exactly; with
+#: more, whether an answer fails would depend on what was drawn.
+MOST_SIMPLEX_NOISE = 2.0**11
 #: How far a kept top class stays ahead of the others, in score.
 MARGIN = 2.0**-20
 
@@ -434,6 +437,11 @@ class _Noise(Transform):
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
         _no_labels(space)
+        if space.kind == "simplex" and self.scale_value > MOST_SIMPLEX_NOISE:
+            raise SpaceError(
+                f"of scale {self.scale_value:g} could not be projected back onto the simplex: at most "
+                f"{MOST_SIMPLEX_NOISE:g}, where nothing is left of the scores"
+            )
         return replace(space, on_simplex=False, low=-math.inf, high=math.inf, units=None, support=None)
 
     def _parameters(self, width: int | None) -> dict[str, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import hardening
+from hardening.answer import Programs
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
 from hardening.config import ClientRules, KeySource, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
@@ -59,6 +62,30 @@ def test_minus_zero_and_nan_payloads_are_the_same_question(tmp_path: Path) -> No
     assert np.array_equal(*answers)
 
 
+def test_every_part_of_a_complex_number_has_one_zero(tmp_path: Path) -> None:
+    p, _ = batch(2)
+    with hardening.Guard(policy(tmp_path)) as guard:
+        x = np.array([[1, 2], [3, 1j]], "c8")
+        answers = [guard.harden({"p": p}, inputs={"x": v})["p"] for v in (x, x.astype(">c8"), x.copy("F"), x.conj())]
+        assert np.array_equal(answers[1], answers[0])
+        assert np.array_equal(answers[2], answers[0])
+        assert np.array_equal(answers[3][0], answers[0][0])
+        assert not np.array_equal(answers[3][1], answers[0][1])
+        zeros = [guard.harden({"p": p}, inputs={"x": np.array([[z], [z]])})["p"] for z in (0j, -0j, complex(0, -0.0))]
+    assert np.array_equal(zeros[0], zeros[1])
+    assert np.array_equal(zeros[0], zeros[2])
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3), np.longdouble), np.zeros(2, "f4,i8"), np.array([[1], [2]], object)])
+def test_inputs_with_bytes_that_mean_nothing_key_no_noise(tmp_path: Path, x: Any) -> None:
+    p, _ = batch(2)
+    with (
+        hardening.Guard(policy(tmp_path)) as guard,
+        pytest.raises(InputError, match=r"'x' holds .*noise cannot be keyed"),
+    ):
+        guard.harden({"p": p}, inputs={"x": x})
+
+
 def test_answers_of_a_shape_seen_before_are_the_same(tmp_path: Path) -> None:
     """From the third time on, questions of one shape go through arrays that are kept; nobody can tell."""
     with hardening.Guard(policy(tmp_path), "m") as warm:
@@ -79,6 +106,18 @@ def test_answers_of_a_shape_seen_before_are_the_same(tmp_path: Path) -> None:
         for _ in range(4):
             assert np.array_equal(warm.harden({"p": p}, client="alice", inputs={"x": x})["p"], expected)
         assert warm.standing("alice").queries == 5 * 12
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8"])
+def test_big_endian_questions_of_a_shape_seen_before_keep_their_own_noise(tmp_path: Path, dtype: str) -> None:
+    p, _ = batch(2)
+    rules = policy(tmp_path, space="scalar", tier=(Gaussian(sigma=0.1),))
+    with hardening.Guard(rules) as warm, hardening.Guard(rules) as cold:
+        for seed in range(5):
+            x = np.random.default_rng(seed).integers(0, 1000, (2, 3)).astype(dtype)
+            expected = cold.harden({"p": p}, inputs={"x": x.astype(dtype.replace(">", "<"))})["p"]
+            assert np.array_equal(warm.harden({"p": p}, inputs={"x": x})["p"], expected), seed
+            cold._recent.forget()
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
@@ -102,6 +141,8 @@ def test_labels_follow_the_released_scores(tmp_path: Path) -> None:
         assert guard.needs(("label",)) == ("label", "p")
         with pytest.raises(ReleaseError, match="derived from 'p'"):
             guard.harden({"label": raw}, inputs={"x": x})
+        with pytest.raises(ReleaseError, match=r"holds int64 labels, which outputs.p.classes are not"):
+            guard.harden({"label": p.argmax(axis=1), "p": p}, inputs={"x": x})
     assert list(out) == ["label", "p"]
     assert out["label"].tolist() == [("a", "b", "c", "d")[i] for i in out["p"].argmax(axis=1)]
     assert (out["label"] != raw).any(), "noise this strong must move some labels"
@@ -214,6 +255,18 @@ def test_standing_counts_what_was_learnt(tmp_path: Path) -> None:
     assert s.label_entropy == pytest.approx(label_entropy_bits(np.array([4, 4])))
 
 
+def test_counts_stop_at_their_largest(tmp_path: Path) -> None:
+    p = np.tile(np.array([[1, 0, 0, 0]], "f4"), (3, 1))
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
+        guard.harden({"p": p}, client="alice")
+        row = guard._clients._rows[0]
+        row["histogram"][0] = row["labels"][0] = 2**32 - 2
+        guard.harden({"p": p}, client="alice")
+        assert row["labels"][0] == 2**32 - 1
+        assert guard.standing("alice").histogram[0] == 2**32 - 1
+        assert guard.standing("alice").queries == 6
+
+
 def test_entropies_against_known_answers() -> None:
     """Counts (4, 2, 1, 1) and (100, 10, 1, 0, 0): Grassberger 2003 in nats, Krichevsky-Trofimov in bits."""
     cases = [
@@ -250,6 +303,17 @@ def test_a_client_costs_at_most_a_kilobyte() -> None:
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert used / 4000 <= 1024
+
+
+def test_widths_that_callers_choose_do_not_pile_up(tmp_path: Path) -> None:
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
+        guard.harden({"p": np.eye(1, 2)})
+        first = weakref.ref(next(iter(guard._programs._known.values())))
+        for width in range(3, 3 + Programs.MOST):
+            guard.harden({"p": np.eye(1, width)})
+        gc.collect()
+        assert first() is None, "a program that the table forgot is still alive"
+        assert len(guard._programs._known) <= Programs.MOST
 
 
 def test_events_of_the_guard_never_show_the_key(tmp_path: Path) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hardening import kernels
 from hardening.errors import ConfigError
 from hardening.kernels import opcodes
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     Clip,
     Gaussian,
@@ -142,6 +146,20 @@ def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[T
     assert np.array_equal(out, pipeline.reference(x, draws(pipeline, nonces, 17)))
 
 
+@pytest.mark.parametrize("width", [3, 16, 20, 64, 70])
+def test_masked_scores_may_be_the_least_floats(width: int) -> None:
+    """All below -1e300: the top class is among them all the same."""
+    x = np.full((9, width), np.finfo(np.float64).min)
+    x[:, 2] /= 2
+    for transforms in ((LabelOnly(),), (Clip(low=-2.0, high=2.0), TopK(k=2)), (Temperature(t=0.5),)):
+        pipeline = Pipeline("logits", transforms)
+        status, out = run(pipeline, x)
+        assert status == 0
+        with np.errstate(over="ignore"):
+            assert np.array_equal(out, pipeline.reference(x))
+        assert np.array_equal(run(pipeline, x[:1])[1], out[:1])
+
+
 def test_types_are_the_nearest_points() -> None:
     """Largest remainder is optimal in L1 among all points of the grid (Reznik 2011), here by enumeration."""
     rng = np.random.default_rng(0)
@@ -253,6 +271,30 @@ def test_read_only_and_strided_arrays_are_left_alone_or_hardened_in_place() -> N
     assert np.array_equal(out * 4, np.rint(out * 4))
 
 
+def twice(x: Any) -> Any:
+    return x + x
+
+
+def test_compiling_in_many_threads_leaves_numba_as_it_was() -> None:
+    before, start = numba.config.CACHE_DIR, threading.Barrier(4)
+
+    def compiled(kind: str) -> Any:
+        start.wait()
+        return kernels.entry(twice, kind)(3)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(compiled, ("int64", "float64", "int32", "float32"))) == [6, 6, 6, 6]
+    assert before == numba.config.CACHE_DIR
+
+
+def test_large_questions_let_go_of_the_interpreter_as_large_answers_do() -> None:
+    pipeline, scores = Pipeline("scalar", (Gaussian(sigma=0.1),)), np.zeros((4, 3))
+    program, nonces = Program(pipeline, 3, KEY, "p", "m"), np.zeros((4, 3), np.uint32)
+    assert Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 100))}, 4)).small
+    assert not Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 1 << 17))}, 4)).small
+    assert not Task(program, np.zeros((4, 1 << 13)), 4, nonces).small
+
+
 def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
     x = distributions(1, 10, 5, 1.0)
     nonce = np.array([[1, 2, 3]], np.uint32)
@@ -284,6 +326,8 @@ def test_cell_noise_gives_near_duplicates_nothing() -> None:
     [
         ("simplex", (Gaussian(sigma=0.1),), "tier"),
         ("simplex", (Gaussian(sigma=0.1), Types(n=5)), "tier[1]"),
+        ("simplex", (Gaussian(sigma=65536.0), Project()), "tier[0]"),
+        ("simplex", (Laplace(scale=2049.0), Project()), "tier[0]"),
         ("logits", (TopK(k=2),), "tier[0]"),
         ("logits", (Types(n=5),), "tier[0]"),
         ("scalar", (LabelOnly(),), "tier[0]"),

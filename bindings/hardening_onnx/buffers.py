@@ -17,7 +17,7 @@ import onnxruntime
 from hardening.guard import Guard
 from hardening.recent import Recent
 from hardening.types import Decision
-from hardening_onnx.feeds import DTYPES
+from hardening_onnx.feeds import DTYPES, Feeds
 
 #: Most bytes of the buffers for one shape of question.
 MOST_BYTES = 1 << 22
@@ -31,18 +31,21 @@ class Bound:
     Attributes:
         names: outputs wanted, in order.
         inputs: name, buffer, shape and dtype of each input.
+        free: False while a question is being answered. Whoever comes in between, from a signal or a finalizer, must
+            not use the buffers; nor may anyone after an answer that was broken off.
     """
 
     def __init__(
         self,
         inner: onnxruntime.InferenceSession,
         guard: Guard,
+        feeds: Feeds,
         inputs: dict[str, np.ndarray[Any, Any]],
         outputs: dict[str, np.ndarray[Any, Any]],
         names: tuple[str, ...],
     ) -> None:
-        self._rows = next((len(a) for a in inputs.values() if a.ndim), 1)
-        self._answer = guard.bind(dict(outputs), inputs, self._rows)
+        question, self._rows = feeds.question(inputs)
+        self._answer = guard.bind(dict(outputs), question, self._rows)
         self._admit, self._finish = guard.admit, guard.finish
         io = inner.io_binding()
         for name, array in inputs.items():
@@ -58,6 +61,7 @@ class Bound:
         self.inputs = tuple((name, array, array.shape, array.dtype) for name, array in inputs.items())
         self._results = tuple(outputs[name] for name in names)
         self._only = self._results[0] if len(names) == 1 else None
+        self.free = True
 
     def answer(self, feed: Mapping[str, Any], run_options: Any, client: str | None) -> list[Any] | Decision:
         """Charge, run, harden, and copy out; the decision alone if the runtime would not run, for whatever reason.
@@ -65,26 +69,34 @@ class Bound:
         Raises what `Guard.admit` and `Guard.finish` raise; after the latter the buffers are of no more use.
         """
         decision = self._admit(client, self._rows)
-        for name, buffer, _, _ in self.inputs:
-            buffer[...] = feed[name]
+        self.free = False
         try:
-            self._run(self._io, run_options)
-        except Exception:
-            return decision
-        self._finish(decision, self._answer)
-        if self._only is not None:
-            return [self._only.copy()]
-        return [result.copy() for result in self._results]
+            for name, buffer, _, _ in self.inputs:
+                buffer[...] = feed[name]
+            try:
+                self._run(self._io, run_options)
+            except Exception:
+                self.free = True
+                return decision
+            self._finish(decision, self._answer)
+            answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
+        except BaseException:
+            self._answer.wipe()
+            raise
+        self.free = True
+        return answer
 
 
 class Buffers:
     """What each thread keeps, by the shapes it asks about."""
 
-    def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard) -> None:
+    def __init__(self, inner: onnxruntime.InferenceSession, guard: Guard, feeds: Feeds) -> None:
         self._inputs = {i.name: _DTYPES.get(i.type) for i in inner.get_inputs()}
         self._outputs = {o.name: _DTYPES.get(o.type) for o in inner.get_outputs()}
-        self._able = inner.get_providers() == ["CPUExecutionProvider"] and None not in self._inputs.values()
-        self._inner, self._guard = inner, guard
+        self._able = inner.get_providers() == ["CPUExecutionProvider"] and all(
+            d is not None for d in self._inputs.values()
+        )
+        self._inner, self._guard, self._feeds = inner, guard, feeds
         self._recent: Recent[Bound] = Recent()
         self._last = threading.local()
 
@@ -111,10 +123,11 @@ class Buffers:
                 if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
                     break
             else:
-                return last
+                return last if last.free else None
         found = self._recent.find(self._key(names, feed))
-        if found is not None:
-            self._last.bound = found
+        if found is None or not found.free:
+            return None
+        self._last.bound = found
         return found
 
     def learn(
@@ -136,7 +149,7 @@ class Buffers:
         outputs = {name: np.empty(shapes[name], self._outputs[name]) for name in fetch}
         if sum(a.nbytes for a in (*inputs.values(), *outputs.values())) > MOST_BYTES:
             return
-        self._last.bound = Bound(self._inner, self._guard, inputs, outputs, names)
+        self._last.bound = Bound(self._inner, self._guard, self._feeds, inputs, outputs, names)
         self._recent.keep(key, self._last.bound)
 
     def give_up(self) -> None:

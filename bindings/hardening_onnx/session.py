@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnxruntime
 
+from hardening.answer import wipe
 from hardening.config import Policy
 from hardening.errors import InputError, ModelError, ReleaseError
 from hardening.guard import Guard
@@ -47,6 +48,9 @@ HARMLESS = frozenset(
 #: Private steps of the base class that would bind a raw C session to this object, or make one.
 CONSTRUCTION = ("_bind_session", "_create_inference_session", "_from_initialized_c_session", "_reset_session")
 CLIENT_ENTRY = "hardening.client"
+#: What is passed on of a caller's run options.
+OPTIONS = ("log_severity_level", "log_verbosity_level", "logid", "only_execute_path_to_fetches", "terminate")
+ENTRIES = ("disable_synchronize_execution_providers", "gpu_graph_id", "memory.enable_memory_arena_shrinkage")
 
 
 def _closed(name: str) -> Callable[..., NoReturn]:
@@ -91,7 +95,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)
-        self.__buffers = Buffers(inner, self.guard)
+        self.__buffers = Buffers(inner, self.guard, self.__feeds)
 
     def get_outputs(self) -> list[Any]:
         """The outputs that the policy releases, in the model's order."""
@@ -109,15 +113,17 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
 
         Args:
             output_names: outputs to return, or None for all that the policy releases.
-            input_feed: declared inputs only; an initializer that is also an input cannot be written here.
-            run_options: an entry ``hardening.client`` names the client where `client` does not.
+            input_feed: declared inputs only; an initializer that is also an input cannot be written here. Nobody may
+                change its arrays until this returns: they are read by the runtime, and again to key the noise.
+            run_options: an entry ``hardening.client`` names the client where `client` does not. Of the rest, what
+                `OPTIONS` and `ENTRIES` name has an effect, as it is at the call; an active adapter has none.
             client: who is asking; else the entry, else `hardening.as_client`, else the anonymous account.
 
         Raises InputError, Denied, ReleaseError; what the runtime raises passes as it is. Rows are charged first.
         """
         names = tuple(output_names) if output_names else self.__all
         if client is None and run_options is not None:
-            client = self._client_of(run_options)
+            client = _entry(run_options, CLIENT_ENTRY)
         bound = self.__buffers.find(names, input_feed)
         if bound is None:
             return self._run_once(names, input_feed, run_options, client)
@@ -145,12 +151,18 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self, decision: Decision, names: tuple[str, ...], feed: Mapping[str, Any], run_options: Any
     ) -> list[Any]:
         fetch = self.guard.needs(names)
-        results = self.__inner.run(list(fetch), feed, run_options)
-        # One dict and nothing else holds the raw answer; the guard empties it whatever happens.
-        outputs = dict(zip(fetch, results, strict=True))
-        del results
-        shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
-        released = self.guard.release(decision, outputs, self.__feeds.question(feed)[0])
+        question = self.__feeds.question(feed)[0]
+        results = self.__inner.run(list(fetch), feed, _without_adapters(run_options))
+        try:
+            # The guard empties this dict whatever happens; until then, what breaks in finds nothing either.
+            outputs = dict(zip(fetch, results, strict=True))
+            shapes = {n: v.shape for n, v in outputs.items() if isinstance(v, np.ndarray)}
+            released = self.guard.release(decision, outputs, question)
+        except BaseException:
+            wipe(results)
+            raise
+        finally:
+            del results
         self.__buffers.learn(names, fetch, feed, shapes)
         seen: set[str] = set()
         answer = []
@@ -159,13 +171,6 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
             answer.append(copy.deepcopy(value) if name in seen else value)
             seen.add(name)
         return answer
-
-    @staticmethod
-    def _client_of(run_options: Any) -> str | None:
-        try:
-            return str(run_options.get_run_config_entry(CLIENT_ENTRY))
-        except RuntimeError:  # the runtime's way of saying that there is no such entry
-            return None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a hardened session is not pickled: call wrap again where it is needed")
@@ -180,6 +185,29 @@ for _name in dir(onnxruntime.InferenceSession):
         setattr(HardenedSession, _name, _closed(_name))
 for _name in CONSTRUCTION:
     setattr(HardenedSession, _name, _closed(_name))
+
+
+def _entry(run_options: Any, key: str) -> str | None:
+    try:
+        return str(run_options.get_run_config_entry(key))
+    except RuntimeError:  # the runtime's way of saying that there is no such entry
+        return None
+
+
+def _without_adapters(run_options: Any) -> Any:
+    """The same options, but for an active adapter: it writes weights and even inputs, past those that key the noise.
+
+    No method says whether there is one.
+    """
+    if run_options is None:
+        return None
+    plain = onnxruntime.RunOptions()
+    for name in OPTIONS:
+        setattr(plain, name, getattr(run_options, name))
+    for key in ENTRIES:
+        if (value := _entry(run_options, key)) is not None:
+            plain.add_run_config_entry(key, value)
+    return plain
 
 
 def _refuse_writers(options: Any, made: bool) -> None:
@@ -201,6 +229,10 @@ def wrap(
     **kwargs: Any,
 ) -> HardenedSession:
     """Harden a model.
+
+    The first axis of inputs and outputs is taken for a batch of rows that do not look at each other: a row's noise is
+    keyed on that row and on what all rows share. Where a row's scores depend on others as well, they can be changed
+    through these while the noise stays, and differences of answers are then free of it.
 
     Args:
         model: path of an ONNX file, its bytes, or an existing session. The digest that keys the noise is the SHA-256 of

@@ -11,12 +11,15 @@ import hashlib
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger("hardening.kernels")
+#: numba takes the directory from a variable of the whole process, which has to be as it was afterwards.
+_compiling = threading.Lock()
 
 
 @functools.cache
@@ -48,13 +51,15 @@ def entry(function: Callable[..., Any], *arguments: str, nogil: bool = False) ->
     import numba
 
     signature = f"({', '.join(arguments)},)"
-    directory, before, start = cache_directory(), numba.config.CACHE_DIR, time.perf_counter()
-    if directory is not None:
-        numba.config.CACHE_DIR = str(directory)
-    try:
-        compiled = numba.njit(signature, cache=directory is not None, nogil=nogil)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    directory, start = cache_directory(), time.perf_counter()
+    with _compiling:
+        before = numba.config.CACHE_DIR
+        if directory is not None:
+            numba.config.CACHE_DIR = str(directory)
+        try:
+            compiled = numba.njit(signature, cache=directory is not None, nogil=nogil)(function)
+        finally:
+            numba.config.CACHE_DIR = before
     kept = sum(compiled.stats.cache_hits.values())
     took = time.perf_counter() - start
     _log.info("%s %s in %.1f s", "loaded" if kept else "compiled", function.__name__, took)

@@ -16,7 +16,8 @@ HISTOGRAM_BINS = 8
 LABEL_BINS = 32
 CELL_BITS = 12
 
-#: One client. Fields of a kind stand together, so that a kernel sees each kind as one array.
+#: One client. Fields of a kind stand together, so that a kernel sees each kind as one array. Counts of rows by bin stop
+#: at 2**32 - 1.
 ROW = np.dtype(
     [
         ("queries", np.int64),
@@ -37,6 +38,12 @@ _REALS, _HISTOGRAM, _LABELS, _CELLS = (int(ROW.fields[f][1]) for f in ("bits", "
 @device
 def _counts(table: int, slot: int) -> Any:
     return carray(pointer(table + slot * _SIZE), (3,), np.int64)
+
+
+@device
+def _count(bins: Any, index: int) -> None:
+    """One more, up to the largest number there is room for."""
+    bins[index] += np.uint32(bins[index] < np.uint32(0xFFFFFFFF))
 
 
 def charge(table: int, slot: int, rows: int) -> None:
@@ -77,6 +84,6 @@ def enter(table: int, slot: int, job: Any) -> None:
     for v in range(vectors):
         entropy, label, cell = summary[v, 0], np.int64(summary[v, 1]), np.int64(summary[v, 2])
         reals[2] += entropy
-        histogram[min(np.int64(entropy * scale), HISTOGRAM_BINS - 1)] += np.uint32(1)
-        labels[label % LABEL_BINS] += np.uint32(1)
+        _count(histogram, min(np.int64(entropy * scale), HISTOGRAM_BINS - 1))
+        _count(labels, label % LABEL_BINS)
         cells[cell >> 3] |= np.uint8(1 << (cell & 7))

@@ -8,6 +8,7 @@ they are exact, so both ways give the same answer bit for bit.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from hardening.kernels.lanes import (
@@ -30,8 +31,8 @@ from hardening.kernels.lanes import (
 from hardening.kernels.memory import gather, load, scatter, store
 from hardening.kernels.words import fill_longs, numbers, tally
 
-#: Larger than anything that a row may hold.
-HUGE = 1e300
+#: Larger than anything that a row holds. Finite limits are not: masked scores are often the least float there is.
+HUGE = math.inf
 SUM_GRID = 2.0**40
 #: Up to this many classes, order statistics are found by comparing all pairs.
 PAIRS = 16

@@ -91,7 +91,8 @@ def at_half(b: Block) -> None:
 @device
 def temper(b: Block, t: float, simplex: bool, top: Any) -> None:
     if not simplex:
-        divide(b, fill(t))
+        for i in range(b.m):  # not `divide`: a mask may be the least float there is, and its quotient beyond it
+            store(b.w, i, load(b.w, i) / t)
         return
     divide(b, gather(b.w, place(b, top)))
     for j in range(WIDTH * b.m):

@@ -165,6 +165,31 @@ def test_subclasses_of_the_session_are_wrapped(policy: Policy) -> None:
     assert hardening_onnx.wrap(Theirs(MODEL), policy).run(None, {"x": X})[0].shape == (5, 4)
 
 
+@pytest.mark.parametrize("name", ["x", "w"])
+def test_an_adapter_in_the_run_options_writes_neither_inputs_nor_weights(
+    policy: Policy, tmp_path: Path, name: str
+) -> None:
+    """The runtime would put its parameters in the place of the question that the noise is keyed on."""
+    made = onnx.load_from_string(MODEL)
+    made.graph.input.append(helper.make_tensor_value_info("w", T.FLOAT, [6, 4]))  # an overridable initializer
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    adapter, file = ort.AdapterFormat(), str(tmp_path / "a.onnx_adapter")
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    value = np.full((1, 6) if name == "x" else (6, 4), 7, "f4")
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value)})
+    adapter.export_adapter(file)
+    loaded, options = ort.LoraAdapter(), ort.RunOptions()
+    loaded.Load(file)
+    options.add_active_adapter(loaded)
+    options.add_run_config_entry("hardening.client", "alice")
+    options.logid = "question"
+    expected = session.run(None, {"x": X[:1]})[0]
+    for _ in range(4):
+        assert np.array_equal(session.run(None, {"x": X[:1]}, options)[0], expected)
+    assert session.guard.standing("alice").queries == 4
+
+
 def test_bindings_find_a_closed_door(session: HardenedSession) -> None:
     for bind in (ort.IOBinding, lambda s: C.SessionIOBinding(s._sess), lambda s: C.SessionIOBinding(s)):
         with pytest.raises((TypeError, InputError)):
@@ -268,6 +293,82 @@ def test_texts_are_keyed_by_what_they_say(policy: Policy) -> None:
     for value in (np.array([["a"]], "U9"), np.array([["a"]], object), [["a"]], np.array([["a"], ["a longer one"]])):
         assert np.array_equal(session.run(None, {"x": value})[0][0], expected)
     assert not np.array_equal(session.run(None, {"x": np.array([["a longer one"]])})[0][0], expected)
+
+
+def test_bytes_in_the_other_order_are_numbers(session: HardenedSession) -> None:
+    """The runtime ignores byte order, so an array that says so must not reach it, nor be another question."""
+    expected = session.run(None, {"x": X})[0]
+    assert np.array_equal(session.run(None, {"x": X.astype(">f4")})[0], expected)
+
+
+def _of_texts(inputs: list[Any], nodes: list[Any], policy: Policy) -> HardenedSession:
+    """A model whose output p says how often "a" is among its texts t."""
+    encode = helper.make_node(
+        "LabelEncoder", ["t"], ["p"], domain="ai.onnx.ml", keys_strings=["a"], values_floats=[1.0], default_float=0.0
+    )
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N"])]
+    zero = [numpy_helper.from_array(np.array(0), "zero")]
+    graph = helper.make_graph([*nodes, encode], "texts", inputs, outputs, zero)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    rules = Output("scalar", {"normal": (Gaussian(sigma=0.1),)})
+    return hardening_onnx.wrap(made.SerializeToString(), Policy({"p": rules}, policy.key, root=policy.root))
+
+
+def test_what_the_runtime_does_not_read_of_a_text_keys_nothing(policy: Policy) -> None:
+    session = _of_texts([helper.make_tensor_value_info("t", T.STRING, ["N"])], [], policy)
+    expected = session.run(None, {"t": np.array(["a"])})[0]
+    for same in (np.array([b"a\0b"]), np.array([b"a\0c"], "S9"), np.array([b"a"])):
+        assert np.array_equal(session.run(None, {"t": same})[0], expected)
+    octets = session.run(None, {"t": np.array([b"a"], object)})[0]  # read as the text of the object
+    assert np.array_equal(session.run(None, {"t": np.array(["b'a'"])})[0], octets)
+    with pytest.raises(InputError, match="'t' holds text that is not UTF-8"):
+        session.run(None, {"t": np.array([b"\xff"])})
+
+
+def test_sequences_are_one_question_however_they_are_written(policy: Policy) -> None:
+    texts = helper.make_tensor_sequence_value_info("s", T.STRING, ["M"])
+    session = _of_texts([texts], [helper.make_node("SequenceAt", ["s", "zero"], ["t"])], policy)
+    spelt = [np.array(["a"], kind) for kind in ("U1", "U9", "S1", "S4", object)]
+    assert len({session.run(None, {"s": [text]})[0].tobytes() for text in spelt}) == 1
+    for elements, same in (
+        (T.FLOAT, [np.zeros(3, "f4"), -np.zeros(3, "f4"), np.zeros(3, ">f4")]),
+        (T.FLOAT, [(np.full(3, 0x7FC00000 + i, "u4")).view("f4") for i in range(3)]),
+        (T.BOOL, [np.full(3, i, "u1").view(bool) for i in (1, 2, 255)]),
+    ):
+        nodes = [
+            helper.make_node("ConcatFromSequence", ["s"], ["c"], axis=0),
+            helper.make_node("Cast", ["c"], ["f"], to=T.FLOAT),
+            helper.make_node("IsNaN", ["f"], ["b"]),
+            helper.make_node("Cast", ["b"], ["g"], to=T.FLOAT),
+            helper.make_node("ReduceMax", ["g"], ["p"], keepdims=1),
+        ]
+        inputs = [helper.make_tensor_sequence_value_info("s", elements, ["M"])]
+        graph = helper.make_graph(nodes, "s", inputs, [helper.make_tensor_value_info("p", T.FLOAT, [1])])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        rules = Policy({"p": Output("scalar", {"normal": (Gaussian(sigma=0.1),)})}, policy.key, root=policy.root)
+        session = hardening_onnx.wrap(made.SerializeToString(), rules)
+        assert len({session.run(None, {"s": [value]})[0].tobytes() for value in same}) == 1
+
+
+def test_an_input_of_fixed_length_is_part_of_every_row(policy: Policy) -> None:
+    """Also where the batch happens to have as many rows: a row's noise follows from the row and all that it shares."""
+    nodes = [helper.make_node("ReduceSum", ["s"], ["t"], keepdims=1), helper.make_node("Mul", ["x", "t"], ["p"])]
+    inputs = [helper.make_tensor_value_info(n, T.FLOAT, s) for n, s in (("x", ["N", 4]), ("s", [3]))]
+    outputs = [helper.make_tensor_value_info("p", T.FLOAT, ["N", 4])]
+    graph = helper.make_graph(nodes, "shared", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    rules = Policy({"p": Output("scalar", {"normal": (Gaussian(sigma=2.0**-8),)})}, policy.key, root=policy.root)
+    session = hardening_onnx.wrap(made.SerializeToString(), rules)
+    x, s = np.round(X[:4, :4] * 16) / 16, np.array([1, 2, 3], "f4")
+    for _ in range(4):
+        whole = session.run(None, {"x": x, "s": s})[0]
+        for rows in (1, 2, 3):
+            assert np.array_equal(session.run(None, {"x": x[:rows], "s": s})[0], whole[:rows])
+        # The noise of row 0 changes with an element of s that stands at row 1.
+        moved = np.array([1, 2.5, 3], "f4")
+        one, other = (session.run(None, {"x": x[:3], "s": v})[0] for v in (s, moved))
+        assert not np.array_equal((one - x[:3] * s.sum())[0], (other - x[:3] * moved.sum())[0])
 
 
 def test_an_optional_input_may_be_left_out_and_that_is_one_question(policy: Policy) -> None:

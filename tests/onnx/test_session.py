@@ -186,6 +186,103 @@ def test_a_failure_at_any_step_lets_nothing_raw_out(
         assert not holds_raw(frame.frame.f_locals, raw), frame
 
 
+@pytest.mark.parametrize("warm", [0, 3], ids=["first", "bound"])
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(("owner", "step"), [s[1:] for s in STEPS], ids=[s[0] for s in STEPS])
+def test_an_interrupt_at_any_step_leaves_nothing_raw_behind(
+    policy: Policy, owner: Any, step: str, problem: Any, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-precision scores, which are copied to be worked on; our own objects are searched to the bottom."""
+    made = onnx.load_from_string(MODEL)
+    made.graph.node[3].output[0] = "single"
+    made.graph.node.append(helper.make_node("Cast", ["single"], ["p"], to=T.FLOAT16))
+    made.graph.output[0].type.tensor_type.elem_type = T.FLOAT16
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    raw = ort.InferenceSession(made.SerializeToString()).run(["p"], {"x": X})[0]
+    for _ in range(warm):
+        expected = session.run(None, {"x": X})[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise problem("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner or session.guard, step, fail)
+        if warm and step in ("get", "_take", "__init__"):
+            return
+        with pytest.raises((problem, ReleaseError)) as caught:
+            session.run(None, {"x": X})
+    for frame in caught.traceback[1:]:
+        assert not holds_raw(frame.frame.f_locals, raw, depth=9), frame
+    if warm:
+        assert np.array_equal(session.run(None, {"x": X})[0], expected)
+
+
+@pytest.mark.parametrize("warm", [0, 3], ids=["first", "bound"])
+def test_an_interrupt_between_the_run_and_the_guard_leaves_nothing_raw_behind(
+    session: HardenedSession, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
+    for _ in range(warm):
+        session.run(None, {"x": X})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if warm:
+        monkeypatch.setattr(session._HardenedSession__buffers._last.bound, "_finish", interrupt)
+    else:
+        monkeypatch.setattr(session.guard, "release", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        session.run(None, {"x": X})
+    for frame in caught.traceback[1:]:
+        assert not holds_raw(frame.frame.f_locals, raw, depth=9), frame
+
+
+@pytest.mark.parametrize("warm", [1, 4])
+def test_a_question_in_the_middle_of_another(
+    session: HardenedSession, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal or a finalizer may ask it: each gets its own answer, from the session and from the guard."""
+    scores = {name: ort.InferenceSession(MODEL).run(["p"], {"x": x})[0] for name, x in (("a", X[:1]), ("b", X[1:2]))}
+    asked = {"a": X[:1], "b": X[1:2]}
+    doors = (
+        lambda name: session.run(["p"], {"x": asked[name]})[0],
+        lambda name: session.guard.harden({"p": scores[name]}, inputs={"x": asked[name]})["p"],
+    )
+    finish = session.guard.finish
+    for ask in doors:
+        expected = {name: ask(name) for name in ("a", "b")}
+        for _ in range(warm):
+            ask("a")
+        between = []
+
+        def interrupted(*args: Any, ask: Any = ask, between: Any = between) -> None:
+            if not between:
+                between.append(None)
+                between.append(ask("b"))
+            finish(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(session.guard, "finish", interrupted)
+            patched.setattr(session._HardenedSession__buffers._last.bound, "_finish", interrupted)
+            assert np.array_equal(ask("a"), expected["a"])
+        assert np.array_equal(between[1], expected["b"])
+        assert not np.array_equal(expected["a"], expected["b"])
+
+
+@pytest.mark.parametrize("asked", [1, 4])
+def test_nothing_is_released_once_the_guard_is_closed(session: HardenedSession, asked: int) -> None:
+    for _ in range(asked):
+        session.run(["p"], {"x": X}, client="alice")
+    session.guard.close()
+    for client in ("alice", "bob"):
+        for names in (None, ["p"]):
+            with pytest.raises(InputError, match="closed"):
+                session.run(names, {"x": X}, client=client)
+        with pytest.raises(InputError, match="closed"):
+            session.guard.admit(client, len(X))
+
+
 def test_bound_buffers_answer_as_the_runtime_does(session: HardenedSession, policy: Policy) -> None:
     """The first call of a shape goes the long way, later ones through buffers; nobody can tell."""
     rng = np.random.default_rng(7)
@@ -203,6 +300,29 @@ def test_bound_buffers_answer_as_the_runtime_does(session: HardenedSession, poli
     assert fresh._HardenedSession__buffers._last.bound.names == ("label", "p"), "the last call went through buffers"
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+def test_inputs_of_every_numeric_dtype_are_bound(tmp_path: Path, dtype: str) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=T.FLOAT), helper.make_node("Identity", ["x"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", kind, ["N", 3])]
+    outputs = [
+        helper.make_tensor_value_info("f", T.FLOAT, ["N", 3]),
+        helper.make_tensor_value_info("y", kind, ["N", 3]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    rules = {"f": Output("scalar", {"normal": (Gaussian(sigma=0.1),)}), "y": Output("open")}
+    policy = Policy(rules, key=KeySource("file:k.key", create=True), root=tmp_path)
+    session = hardening_onnx.wrap(made.SerializeToString(), policy)
+    x = np.arange(6).reshape(2, 3).astype(dtype)
+    first, raw = session.run(None, {"x": x})
+    for _ in range(3):
+        again, y = session.run(None, {"x": x})
+        assert np.array_equal(again, first)
+        assert np.array_equal(y, raw)
+    assert session._HardenedSession__buffers.find(("f", "y"), {"x": x}) is not None
+
+
 def test_answers_of_bound_buffers_are_the_callers_own(session: HardenedSession) -> None:
     first = [session.run(["p"], {"x": X})[0] for _ in range(4)][-1]
     kept = first.copy()
@@ -210,6 +330,30 @@ def test_answers_of_bound_buffers_are_the_callers_own(session: HardenedSession) 
     assert np.array_equal(first, kept)
     first[...] = 7
     assert np.array_equal(session.run(["p"], {"x": X})[0], kept)
+
+
+def test_labels_that_are_floats_follow_the_released_scores_too(tmp_path: Path) -> None:
+    """Through bound buffers as well: there the label's array is the one that the runtime wrote the raw label to."""
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("ArgMax", ["x"], ["index"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["index"], ["label"], to=T.FLOAT),
+    ]
+    inputs = [helper.make_tensor_value_info("x", T.FLOAT, ["N", 8])]
+    outputs = [helper.make_tensor_value_info(n, T.FLOAT, s) for n, s in (("p", ["N", 8]), ("label", ["N"]))]
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    tier = (Gaussian(sigma=0.5), Project(), Types(n=10))
+    rules = Output("simplex", {"normal": tier}, label_output="label", classes=tuple(range(8)))
+    key = KeySource("file:k.key", create=True)
+    session = hardening_onnx.wrap(made.SerializeToString(), Policy({"p": rules}, key=key, root=tmp_path))
+    x = np.random.default_rng(0).normal(size=(100, 8)).astype("f4")
+    for _ in range(4):
+        p, label = session.run(["p", "label"], {"x": x})
+        assert label.dtype == np.float32
+        assert np.array_equal(label, p.argmax(axis=1))
+    assert not np.array_equal(label, x.argmax(axis=1))
 
 
 def test_threads_do_not_share_buffers(session: HardenedSession) -> None:
