@@ -18,7 +18,7 @@ lint: $(VENV)/ready
 test: lint
 	$(BIN)/python -m pytest
 
-# Also what takes minutes: wheels installed into fresh environments, the demo at its full length.
+# Also what takes long: installations into fresh environments, the demo at its full length without cached kernels.
 test-deep: test
 	$(BIN)/python -m pytest -m deep
 

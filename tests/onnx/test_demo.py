@@ -180,3 +180,15 @@ def test_a_client_is_judged_on_both_sides() -> None:
     assert (low.reasons, high.reasons) == (("mean low",), ("mean high",))
     odd = watch.judge("odd", clients[0]._replace(histogram=(0, 100, 0, 0, 0, 0, 0, 0)), threshold)
     assert odd.reasons == ("histogram",)
+
+
+@pytest.mark.deep
+def test_at_full_length_on_a_machine_without_kernels(tmp_path: Path) -> None:
+    environment = os.environ | {"COLUMNS": "80", "HARDENING_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "hardening", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"compiling kernels, about ten seconds, this once: they are kept in '{tmp_path}")
+    assert "Asking the same question again" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 81  # the one line of Python is not broken
+    assert any(tmp_path.rglob("*.nbi"))
