@@ -17,7 +17,7 @@ from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import opcodes
 from hardening.kernels.opcodes import Job
 from hardening.noise import Key, derive, noise_table, packed
-from hardening.transforms import Op, State, Transform, _Noise
+from hardening.transforms import Noise, Op, State, Transform
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
@@ -136,7 +136,7 @@ class Program:
             row[: len(op.params)] = op.params
             if op.law is None:
                 continue
-            assert isinstance(transform, _Noise)
+            assert isinstance(transform, Noise)
             if key is None:
                 raise ConfigError("key", f"{transform.kind} noise needs a key: add [key] with a source to the policy")
             table = noise_table(op.law)

@@ -26,6 +26,7 @@ from hardening.transforms import (
     Gaussian,
     LabelOnly,
     Laplace,
+    Noise,
     Project,
     ReverseSigmoid,
     Round,
@@ -33,7 +34,6 @@ from hardening.transforms import (
     TopK,
     Transform,
     Types,
-    _Noise,
     types_bits,
 )
 
@@ -84,7 +84,7 @@ def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterato
     for transform, op in pipeline.lower():
         if op.law is None:
             continue
-        assert isinstance(transform, _Noise)
+        assert isinstance(transform, Noise)
         context = transform.context()
         seen[context] = seen.get(context, -1) + 1
         secret = derive(KEY, "noise", "m", "p", seen[context], *context)

@@ -1,0 +1,40 @@
+"""Transforms: frozen descriptions of what may be done to a row of scores.
+
+Each one says which space it takes and leaves (`space_after`), what it promises (`guarantee`), how it is run (`lower`),
+and what it computes, in plain numpy (`reference`): the oracle of the compiled kernel on the same draws.
+"""
+
+from __future__ import annotations
+
+from hardening.transforms.additive import Gaussian, Laplace, Noise
+from hardening.transforms.base import Draws, Op, State, Transform
+from hardening.transforms.classes import LabelOnly, TopK
+from hardening.transforms.deception import ReverseSigmoid
+from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.scores import Clip, Temperature
+from hardening.transforms.simplex import Project
+
+__all__ = [
+    "TRANSFORMS",
+    "Clip",
+    "Draws",
+    "Gaussian",
+    "LabelOnly",
+    "Laplace",
+    "Noise",
+    "Op",
+    "Project",
+    "ReverseSigmoid",
+    "Round",
+    "State",
+    "Temperature",
+    "TopK",
+    "Transform",
+    "Types",
+    "types_bits",
+]
+
+#: Every transform by its name in a policy.
+TRANSFORMS: dict[str, type[Transform]] = {
+    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+}

@@ -1,0 +1,101 @@
+"""What every transform is: a frozen description with a space, a guarantee, a lowering and a plain-numpy reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.errors import SpaceError
+from hardening.kernels import opcodes
+from hardening.noise import Law
+from hardening.types import Guarantee, OutputSpace
+
+Rows = NDArray[np.float64]
+Labels = NDArray[np.intp]
+
+
+class Op(NamedTuple):
+    """One instruction. `law` and `keyed` are set on noise only; the pipeline binds them to a table and a key."""
+
+    code: int
+    params: tuple[float, ...] = ()
+    law: Law | None = None
+    keyed: int = opcodes.KEYED_INPUT
+
+
+class State(NamedTuple):
+    """What `reference` hands on: scores ``(rows, classes)`` float64, the model's own labels, the labels as of now."""
+
+    rows: Rows
+    own: Labels
+    top: Labels
+
+
+#: Integer noise, one ``(rows, classes)`` array per mechanism in the order of the pipeline.
+Draws = Iterator[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base of all transforms. Parameters are dataclass fields; `kind` is the name in a policy."""
+
+    kind: ClassVar[str] = ""
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        """The space this transform leaves. Raises SpaceError if it does not accept `space`."""
+        raise NotImplementedError
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        """The guarantee after this transform, given the one before it, the space it takes and the row's width."""
+        return before
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        """The instructions that do this in `space`."""
+        raise NotImplementedError
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        """The same in plain numpy."""
+        raise NotImplementedError
+
+    def needs_width(self, width: int) -> None:
+        """Raise ValueError if the parameters make no sense for rows of `width` entries."""
+
+
+def require(space: OutputSpace, *kinds: str, why: str) -> None:
+    if space.kind not in kinds:
+        raise SpaceError(f"takes {' or '.join(kinds)}, not {space.kind}: {why}")
+
+
+def require_on_simplex(space: OutputSpace) -> None:
+    require(space, "simplex", why="it works on distributions")
+    if not space.on_simplex:
+        raise SpaceError("the row is off the simplex here, noise or a clip came before: put project before it")
+
+
+def no_labels(space: OutputSpace) -> None:
+    if space.kind in ("labels", "open"):
+        raise SpaceError(f"there are no scores to change in a space of kind {space.kind!r}")
+
+
+def positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: must be a positive finite number, not {value!r}")
+
+
+def whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}: must be a whole number from {low} to {high}, not {value!r}")
+
+
+def first_argmax(rows: Rows) -> Labels:
+    return rows.argmax(axis=1) if rows.shape[1] else np.zeros(len(rows), np.intp)
+
+
+def exact_sum(rows: Rows, grid: float = 2.0**40) -> NDArray[np.float64]:
+    """Row sums in fixed point: exact, therefore independent of order, for rows that sum to less than 2**13."""
+    return np.asarray(np.rint(rows * grid).sum(axis=1) / grid)

@@ -1,0 +1,136 @@
+"""Saying less about classes: the best few, or the best alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.errors import SpaceError
+from hardening.kernels import opcodes
+from hardening.transforms.base import (
+    Draws,
+    Labels,
+    Op,
+    Rows,
+    State,
+    Transform,
+    exact_sum,
+    first_argmax,
+    require,
+    require_on_simplex,
+    whole,
+)
+from hardening.types import Guarantee, OutputSpace
+
+
+def _keep_mask(rows: Rows, top: Labels, k: int) -> NDArray[np.bool_]:
+    keep = np.zeros(rows.shape, bool)
+    for i, t in enumerate(top):
+        row = rows[i].copy()
+        row[t] = np.nextafter(row[t], np.inf)
+        keep[i, np.argsort(-row, kind="stable")[:k]] = True
+    return keep
+
+
+@dataclass(frozen=True)
+class TopK(Transform):
+    """Keep the k largest scores. ART's `HighConfidence` is the same idea, without keeping the simplex.
+
+    remainder, on the simplex: ``drop`` renormalises what is kept; ``spread`` shares the rest evenly among the others;
+    ``other`` adds the rest to the one class named by `other`, such as a class "unknown". On logits the others are
+    filled with a public constant, one below the low end of the clip that must come before.
+    """
+
+    kind: ClassVar[str] = "top_k"
+    k: int
+    remainder: Literal["drop", "spread", "other"] = "drop"
+    other: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("k", self.k, 1, 10**9)
+        if self.remainder not in ("drop", "spread", "other"):
+            raise ValueError(f"remainder: must be 'drop', 'spread' or 'other', not {self.remainder!r}")
+        if (self.remainder == "other") != (self.other is not None):
+            raise ValueError('other: the index of a class; needed with remainder = "other" and only there')
+        if self.other is not None:
+            whole("other", self.other, 0, 10**9)
+
+    def needs_width(self, width: int) -> None:
+        if self.other is not None and self.other >= width:
+            raise ValueError(f"other: class {self.other} does not exist, the output has {width} classes")
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        if space.kind == "logits":
+            if self.remainder != "drop":
+                raise SpaceError("remainder has no meaning on logits: leave it out")
+            if not math.isfinite(space.low):
+                raise SpaceError("on logits it fills with one below the low end of a clip: put a clip before it")
+            return replace(space, low=space.low - 1.0)
+        require_on_simplex(space)
+        return replace(space, support=self.k if self.remainder == "drop" else None, units=None)
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        bits = before.bits
+        if self.k == 1 and space.kind == "simplex" and self.remainder == "drop" and width:
+            bits = min(bits, math.log2(width))
+        return replace(before, bits=bits, keeps_top1=before.keeps_top1 and self.remainder == "drop")
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        if space.kind == "logits":
+            return (Op(opcodes.TOP_K, (float(self.k), float(opcodes.REMAINDER_FILL), space.low - 1.0)),)
+        mode = {
+            "drop": opcodes.REMAINDER_DROP,
+            "spread": opcodes.REMAINDER_SPREAD,
+            "other": opcodes.REMAINDER_OTHER,
+        }[self.remainder]
+        return (Op(opcodes.TOP_K, (float(self.k), float(mode), float(self.other or 0))),)
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        rows, width = state.rows, state.rows.shape[1]
+        if self.k >= width:
+            return state
+        keep = _keep_mask(rows, state.top, self.k)
+        if space.kind == "logits":
+            return state._replace(rows=np.where(keep, rows, space.low - 1.0))
+        kept = np.where(keep, rows, 0.0)
+        mass = exact_sum(kept)[:, None]
+        if self.remainder == "drop":
+            return state._replace(rows=kept / mass)
+        rest = np.maximum(1.0 - mass, 0.0)
+        if self.remainder == "spread":
+            return state._replace(rows=np.where(keep, rows, rest / (width - self.k)))
+        kept[:, int(self.other or 0)] += rest[:, 0]
+        return state._replace(rows=kept, top=first_argmax(kept))
+
+
+@dataclass(frozen=True)
+class LabelOnly(Transform):
+    """One-hot of the top class; for independent sigmoids, 0 or 1 at one half. ART's `ClassLabels`."""
+
+    kind: ClassVar[str] = "label_only"
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        require(space, "simplex", "logits", "sigmoid", why="it needs classes")
+        return replace(space, on_simplex=space.kind == "simplex", support=1, units=None)
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        bits = math.inf
+        if width:
+            bits = float(width) if space.kind == "sigmoid" else math.log2(width)
+        return replace(before, bits=min(before.bits, bits), keeps_top1=before.keeps_top1 and space.kind != "sigmoid")
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        return (Op(opcodes.LABEL_ONLY, (float(space.kind == "sigmoid"),)),)
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        rows = state.rows
+        if space.kind == "sigmoid":
+            return state._replace(rows=(rows >= 0.5).astype(np.float64))
+        onehot = np.zeros_like(rows)
+        if rows.shape[1]:
+            onehot[np.arange(len(rows)), state.top] = 1.0
+        return state._replace(rows=onehot)

@@ -1,0 +1,129 @@
+"""Rounding to a grid: of decimals, or of the types on the simplex."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from hardening.kernels import opcodes
+from hardening.transforms.base import Draws, Labels, Op, Rows, State, Transform, no_labels, require_on_simplex, whole
+from hardening.types import Guarantee, OutputSpace
+
+
+def types_bits(units: int, width: int) -> float:
+    """log2 of the number of points on the simplex with `width` entries that are multiples of 1/`units`.
+
+    There are C(units + width - 1, width - 1) of them (Reznik 2011).
+    """
+    if width < 1:
+        return 0.0
+    log = math.lgamma(units + width) - math.lgamma(width) - math.lgamma(units + 1)
+    return max(0.0, log / math.log(2))
+
+
+def _types_reference(rows: Rows, top: Labels, units: int) -> Rows:
+    """Largest-remainder rounding of each row to multiples of 1/units, ties and lost tops given to `top`.
+
+    The residual of `top` counts as the next larger float, which puts it ahead of its equals.
+    """
+    scaled = rows * units
+    counts = np.floor(scaled)
+    residuals = scaled - counts
+    for i, (count, residual, t) in enumerate(zip(counts, residuals, top, strict=True)):
+        width = len(count)
+        missing = int(units - count.sum())
+        if missing < 0 or missing >= width:
+            extra = missing if missing < 0 else missing - width + 1
+            count[t] += extra
+            missing -= extra
+        residual[t] = np.nextafter(residual[t], np.inf)
+        order = np.argsort(-residual, kind="stable")
+        receivers = order[:missing]
+        count[receivers] += 1
+        if count.argmax() != t:
+            donors = [r for r in receivers if r != t]
+            tied = int(count.argmax())
+            weakest = min(donors, key=lambda j: (residual[j], -j)) if donors else tied
+            count[weakest] -= 1
+            count[t] += 1
+        counts[i] = count
+    return counts / units
+
+
+@dataclass(frozen=True)
+class Round(Transform):
+    """Round to `decimals` places (Tramer et al. 2016). ART's `Rounded`.
+
+    On the simplex the rounded row is the nearest one that still sums to one (largest remainder, as `Types` with
+    10**decimals units); elsewhere each entry goes to the nearest multiple, halves to even.
+    """
+
+    kind: ClassVar[str] = "round"
+    decimals: int
+
+    def __post_init__(self) -> None:
+        whole("decimals", self.decimals, 0, 9)
+
+    @property
+    def units(self) -> int:
+        return int(10**self.decimals)
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        no_labels(space)
+        if space.kind == "simplex":
+            require_on_simplex(space)
+            return replace(space, units=self.units)
+        return space
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        if space.kind == "simplex":
+            return Types(n=self.units).guarantee(before, space, width)
+        low, high = (0.0, 1.0) if space.kind == "sigmoid" and not math.isfinite(space.low) else (space.low, space.high)
+        bits = math.inf
+        if width is not None and math.isfinite(high - low):
+            bits = width * math.log2(math.floor((high - low) * self.units) + 2)
+        return replace(before, bits=min(before.bits, bits), keeps_top1=False)
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        code = opcodes.TYPES if space.kind == "simplex" else opcodes.GRID
+        return (Op(code, (float(self.units),)),)
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        if space.kind == "simplex":
+            return state._replace(rows=_types_reference(state.rows, state.top, self.units))
+        return state._replace(rows=np.rint(state.rows * self.units) / self.units)
+
+
+@dataclass(frozen=True)
+class Types(Transform):
+    """Round to the nearest point of the simplex whose entries are multiples of 1/n (Reznik 2011).
+
+    Deterministic, stateless, the same on every replica. Each entry moves by less than 1/n; the top class by less than
+    2/n where a tie would otherwise cost it its place.
+    """
+
+    kind: ClassVar[str] = "types"
+    n: int
+
+    def __post_init__(self) -> None:
+        whole("n", self.n, 1, 10**9)
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        require_on_simplex(space)
+        return replace(space, units=self.n)
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        bits = math.inf
+        if width is not None:
+            support = min(width, space.support or width)
+            bits = types_bits(self.n, support) + types_bits(support, width - support + 1) * (support < width)
+        return replace(before, bits=min(before.bits, bits))
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        return (Op(opcodes.TYPES, (float(self.n),)),)
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        return state._replace(rows=_types_reference(state.rows, state.top, self.n))
