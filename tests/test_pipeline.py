@@ -244,6 +244,31 @@ def test_rows_are_the_same_alone_and_among_others() -> None:
                 assert np.array_equal(part, whole[cut:]), (width, transforms, cut)
 
 
+@pytest.mark.parametrize("width", [255, 256, 257, 300, 1000, 4096])
+def test_long_rows_with_few_scores(width: int) -> None:
+    """Such rows are rounded by what is not zero alone; the reference knows no such thing."""
+    rng = np.random.default_rng(width)
+    x = np.zeros((12, width))
+    for i, few in enumerate((1, 1, 2, 3, 7, 8, 9, 30, width // 4, width // 4 + 1, width // 2, width)):
+        columns = rng.permutation(width)[:few]
+        x[i, columns] = rng.dirichlet(np.full(few, 0.7)) if i % 2 else 1 / few
+    x[1] = 0
+    x[1, -1] = 1
+    nonces = rng.integers(0, 2**32, (12, 3), dtype=np.uint32)
+    for transforms in (
+        (Types(n=100),),
+        (Types(n=3),),
+        (Round(decimals=4),),
+        (TopK(k=3), Types(n=20)),
+        SIMPLEX["gaussian"],
+        SIMPLEX["laplace"],
+    ):
+        pipeline = Pipeline("simplex", transforms)
+        status, out = run(pipeline, x, nonces)
+        assert status == 0
+        np.testing.assert_allclose(out, pipeline.reference(x, draws(pipeline, nonces, width)), rtol=1e-12, atol=1e-15)
+
+
 def test_scores_beyond_the_noise_grid_are_an_error() -> None:
     status, _ = run(Pipeline("scalar", (Gaussian(sigma=1e-3),)), np.array([[1e300]]))
     assert status == 8 + opcodes.OUT_OF_RANGE

@@ -278,6 +278,14 @@ def _butterfly(distance: int) -> Any:
 butterfly_1, butterfly_2, butterfly_4 = map(_butterfly, (1, 2, 4))
 
 
+@define(types.int64, types.int64)
+def lowest_bit(b: ir.IRBuilder, x: Any) -> Any:
+    """Place of the lowest bit that is set; 64 if none is."""
+    name, kind = "llvm.cttz.i64", ir.FunctionType(I64, [I64, I1])
+    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+    return b.call(function, [x, ir.Constant(I1, 0)])
+
+
 @define(types.int64, MASK)
 def bits_of(b: ir.IRBuilder, mask: Any) -> Any:
     """The mask as a number; lane 0 is the lowest bit."""

@@ -11,6 +11,8 @@ from hardening.kernels import opcodes
 from hardening.kernels.blocks import (
     HUGE,
     Block,
+    block,
+    count_above,
     exact_sum,
     extremes,
     first_equal,
@@ -25,11 +27,14 @@ from hardening.kernels.lanes import (
     across_max,
     across_min,
     across_sum,
+    bits_of,
     device,
     fill,
     floor,
     fused,
+    lane,
     larger,
+    lowest_bit,
     next_up,
     rint,
     smaller,
@@ -39,6 +44,8 @@ from hardening.kernels.lanes import (
 from hardening.kernels.memory import gather, load, scatter, store
 
 FIXED_POINT = 2.0**32
+#: Rows of at least this many classes, of which at most one in `FEW` is not zero, are rounded by what is not zero alone.
+LONG, FEW = 256, 4
 #: Beyond this a sum of scores in fixed point is no longer exact.
 MOST_SCORE = 2.0**18
 
@@ -119,8 +126,49 @@ def _add_at(b: Block, column: Any, amount: Any) -> None:
 
 
 @device
+def _pick(b: Block, few: int, room: int, top: Any) -> Any:
+    """The `few` entries that are not zero, from left to right, in `residual`, their columns in `marks` from `room` on.
+
+    Returns where `top` is among them.
+    """
+    leader, at, count = int(lane(top, 0)), 0, 0
+    for j in range(room - WIDTH, room):
+        b.residual[j] = 0.0
+    for i in range(b.m):
+        found = bits_of(load(b.w, i) > 0.0)
+        while found != 0:
+            j = WIDTH * i + lowest_bit(found)
+            found &= found - 1
+            if count < few:
+                at = count if j == leader else at
+                b.residual[count], b.marks[room + count] = b.w[j], float(j)
+                count += 1
+    return fill(float(at))
+
+
+@device
 def to_types(b: Block, units: float, top: Any) -> None:
-    """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`."""
+    """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`.
+
+    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at.
+    """
+    few, room = 0, 0
+    if b.wide and b.n >= LONG:
+        few = int(lane(count_above(b, b.w, fill(0.0)), 0))
+    picked = 0 < FEW * few <= b.n
+    work, leader = b, top
+    if picked:
+        room = (few + WIDTH - 1) // WIDTH * WIDTH
+        leader = _pick(b, few, room, top)
+        work = block(b.residual, b.residual[room:], b.marks, few, True)
+    _round_types(work, units, leader)
+    if picked:
+        for k in range(few):
+            b.w[int(b.marks[room + k])] = b.residual[k]
+
+
+@device
+def _round_types(b: Block, units: float, top: Any) -> None:
     given, none, column = fill(0.0), fill(0.0), b.column
     for i in range(b.m):
         scaled = load(b.w, i) * units
