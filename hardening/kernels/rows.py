@@ -46,6 +46,8 @@ from hardening.kernels.memory import gather, load, scatter, store
 FIXED_POINT = 2.0**32
 #: Rows of at least this many classes, of which at most one in `FEW` is not zero, are rounded by what is not zero alone.
 LONG, FEW = 256, 4
+#: More than a threshold that starts an iteration may be off by rounding.
+SLACK = 2.0**-30
 #: Beyond this a sum of scores in fixed point is no longer exact.
 MOST_SCORE = 2.0**18
 
@@ -249,17 +251,44 @@ def keep_top_k(b: Block, k: int, mode: int, value: float, top: Any) -> None:
 
 
 @device
-def _project(b: Block, mass: float, highest: Any) -> None:
-    """Onto {x >= 0, sum x = mass} by Michelot's iteration, which is Newton's method on the threshold."""
-    total, _ = sum_above(b, b.w, fill(-HUGE))
-    t = larger((total - mass) / float(b.n), highest - mass)
-    s, count = sum_above(b, b.w, t)
+def _threshold(b: Block, a: Any, mass: float, t: Any) -> Any:
+    """The t at which what is above it, less t each, sums to `mass`, from a t that is not above it.
+
+    Michelot's iteration, which is Newton's method on the threshold.
+    """
+    s, count = sum_above(b, a, t)
     going = count > 0.0
     while some(going):
         before = count
         t = where(going, (s - mass) / larger(count, fill(1.0)), t)
-        s, count = sum_above(b, b.w, t)
+        s, count = sum_above(b, a, t)
         going = going & (count != before) & (count > 0.0)
+    return t
+
+
+@device
+def _best_of_parts(b: Block) -> None:
+    """Puts the largest entry of each of 64 parts of a long row into `marks`."""
+    for k in range(WIDTH):
+        store(b.marks, k, fill(-HUGE))
+    for i in range(b.m):
+        v = load(b.w, i)
+        v = where(b.last, v, fill(-HUGE)) if i == b.m - 1 else v
+        store(b.marks, i % WIDTH, larger(load(b.marks, i % WIDTH), v))
+
+
+@device
+def _project(b: Block, mass: float, highest: Any) -> None:
+    """Onto {x >= 0, sum x = mass} (Michelot 1986)."""
+    if b.wide and b.n >= LONG:
+        # The threshold of any part of a row is at most that of the row, and its best entries come close.
+        _best_of_parts(b)
+        parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
+        t = larger(_threshold(parts, b.marks, mass, highest - mass) - SLACK, highest - mass)
+    else:
+        total, _ = sum_above(b, b.w, fill(-HUGE))
+        t = larger((total - mass) / float(b.n), highest - mass)
+    t = _threshold(b, b.w, mass, t)
     for i in range(b.m):
         store(b.w, i, larger(load(b.w, i) - t, fill(0.0)))
 
