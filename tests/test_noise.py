@@ -31,19 +31,29 @@ def draw_all(raw: Any, table: Any, bits: int, offset: int, out: Any) -> None:
 
 
 @njit
-def one_row(key: Any, nonce: Any, counter: int, out: Any) -> None:
-    n0, n1, n2 = words.repeat(nonce[0]), words.repeat(nonce[1]), words.repeat(nonce[2])
-    prf.blocks(key, words.count_from(np.uint32(counter)), n0, n1, n2, out)
+def sixteen(key: Any, nonce: Any, counter: int, out: Any) -> None:
+    n = words.count_from(np.uint32(counter))
+    prf.blocks(key, n, words.repeat(n, nonce[0]), words.repeat(n, nonce[1]), words.repeat(n, nonce[2]), out)
 
 
-def keystream(secret: bytes, nonce: bytes, counter: int, words: int) -> Any:
-    """Sixteen blocks at a time, put back in the order of the stream."""
-    stream: list[Any] = []
-    for first in range(counter, counter + (words + 7) // 8, 16):
-        out = np.zeros(128, np.uint64)
-        one_row(np.frombuffer(secret, "<u4"), np.frombuffer(nonce, "<u4"), first, out)
-        stream.append(out.reshape(2, 8, 8).transpose(0, 2, 1).ravel())
-    return np.concatenate(stream)[:words]
+@njit
+def thirty_two(key: Any, nonce: Any, counter: int, out: Any) -> None:
+    n = words.count_on_from(np.uint32(counter))
+    prf.blocks(key, n, words.repeat(n, nonce[0]), words.repeat(n, nonce[1]), words.repeat(n, nonce[2]), out)
+
+
+def keystream(secret: bytes, nonce: bytes, counter: int, count: int) -> Any:
+    """Sixteen or thirty-two blocks at a time, put back in the order of the stream."""
+    streams = []
+    for blocks, make in ((16, sixteen), (32, thirty_two)):
+        parts: list[Any] = []
+        for first in range(counter, counter + (count + 7) // 8, blocks):
+            out = np.zeros(8 * blocks, np.uint64)
+            make(np.frombuffer(secret, "<u4"), np.frombuffer(nonce, "<u4"), first, out)
+            parts.append(out.reshape(-1, 8, 8).transpose(0, 2, 1).ravel())
+        streams.append(np.concatenate(parts)[:count])
+    assert np.array_equal(*streams)
+    return streams[0]
 
 
 def test_rfc8439_block() -> None:

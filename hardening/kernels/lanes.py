@@ -4,7 +4,8 @@ numba leaves vectorising to LLVM's judgement, which a select, a rounding or a 32
 the vector is a value: ``load``, ``store``, arithmetic, comparisons and ``where`` each become one instruction where the
 machine has it, or a few where it has not, with the same IEEE 754 result bit for bit on every machine.
 
-Kinds: `FLOATS` (float64), `LONGS` (uint64) and `MASK` (one bit each), eight of each, and `WORDS`, sixteen uint32.
+Kinds: `FLOATS` (float64), `LONGS` (uint64) and `MASK` (one bit each), eight of each, and `WORDS`
+and `MORE_WORDS`, sixteen and thirty-two uint32.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class _LanesModel(models.PrimitiveModel):
 FLOATS = LanesType("Floats", ir.VectorType(DOUBLE, WIDTH))
 MASK = LanesType("Mask", ir.VectorType(I1, WIDTH))
 WORDS = LanesType("Words", ir.VectorType(I32, 2 * WIDTH))
+MORE_WORDS = LanesType("MoreWords", ir.VectorType(I32, 4 * WIDTH))
 LONGS = LanesType("Longs", ir.VectorType(I64, WIDTH))
 #: One unsigned integer modulo 2**128.
 INT128 = LanesType("Int128", I128)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardening.kernels.lanes import DOUBLE, FLOATS, I32, I64, LONGS, MASK, WIDTH, WORDS, device, vector
+from hardening.kernels.lanes import DOUBLE, FLOATS, I32, I64, LONGS, MASK, WIDTH, WORDS, device, splat, vector
 from hardening.kernels.words import integers, to_floats
 
 
@@ -36,6 +36,23 @@ def store(_context: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), codegen
+
+
+@intrinsic
+def store_stream(_context: Any, array: Any, word: Any, low: Any, high: Any) -> Any:
+    """64-bit words from their halves; that of lane 8 h + l goes to element ``64 * h + 8 * word + l``."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        array_type, wide = signature.args[0], LONGS.representation
+        for group in range(args[2].type.count // WIDTH):
+            chosen = ir.Constant(vector(I32), [group * WIDTH + i for i in range(WIDTH)])
+            halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in args[2:]]
+            joined = b.or_(b.zext(halves[0], wide), b.shl(b.zext(halves[1], wide), splat(b, ir.Constant(I64, 32))))
+            index = b.add(args[1], ir.Constant(I64, group * WIDTH))
+            b.store(joined, _place(context, b, array_type, args[0], index, wide), align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, low, high), codegen
 
 
 @intrinsic

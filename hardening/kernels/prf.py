@@ -1,7 +1,8 @@
-"""ChaCha20 (RFC 8439) for sixteen blocks side by side, and the integers of a noise table drawn from its keystream.
+"""ChaCha20 (RFC 8439) for many blocks side by side, and the integers of a noise table drawn from its keystream.
 
-The blocks of one call are either two of each of eight rows, each with a nonce of its own, or sixteen consecutive ones
-of one row; the stream of a row is the same in both.
+The blocks of one call are two of each of eight rows, each with a nonce of its own, or sixteen or thirty-two consecutive
+ones of one row; the stream of a row is the same in all. Thirty-two take a quarter longer than sixteen: each step of the
+cipher waits for the one before, so the second half fills the gaps of the first.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from hardening.kernels.lanes import device
-from hardening.kernels.memory import gather_longs, store
+from hardening.kernels.memory import gather_longs, store_stream
 from hardening.kernels.words import (
     add_to_longs,
     add_words,
     below,
-    join_first,
-    join_second,
     low_bits,
     numbers,
     repeat,
@@ -50,16 +49,18 @@ def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 @device
 def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
-    """Sixteen blocks.
+    """As many blocks as `counter` has lanes.
 
     Args:
         key: uint32 ``(8,)``, the same for all.
         counter, n0, n1, n2: words, one per lane.
-        out: uint64 ``(128,)``; element ``64 * h + 8 * j + l`` becomes 64-bit word j of the block in lane 8 h + l.
+        out: uint64, eight for each lane; element ``64 * h + 8 * j + l`` becomes 64-bit word j of the block in lane
+            8 h + l.
     """
-    c0, c1, c2, c3 = repeat(_C0), repeat(_C1), repeat(_C2), repeat(_C3)
-    k0, k1, k2, k3 = repeat(key[0]), repeat(key[1]), repeat(key[2]), repeat(key[3])
-    k4, k5, k6, k7 = repeat(key[4]), repeat(key[5]), repeat(key[6]), repeat(key[7])
+    x = counter
+    c0, c1, c2, c3 = repeat(x, _C0), repeat(x, _C1), repeat(x, _C2), repeat(x, _C3)
+    k0, k1, k2, k3 = repeat(x, key[0]), repeat(x, key[1]), repeat(x, key[2]), repeat(x, key[3])
+    k4, k5, k6, k7 = repeat(x, key[4]), repeat(x, key[5]), repeat(x, key[6]), repeat(x, key[7])
     x0, x1, x2, x3, x4, x5, x6, x7 = c0, c1, c2, c3, k0, k1, k2, k3
     x8, x9, x10, x11, x12, x13, x14, x15 = k4, k5, k6, k7, counter, n0, n1, n2
     for _ in range(10):
@@ -71,20 +72,14 @@ def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
         x1, x6, x11, x12 = _quarter(x1, x6, x11, x12)
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
-    _store(out, 0, add_words(x0, c0), add_words(x1, c1))
-    _store(out, 1, add_words(x2, c2), add_words(x3, c3))
-    _store(out, 2, add_words(x4, k0), add_words(x5, k1))
-    _store(out, 3, add_words(x6, k2), add_words(x7, k3))
-    _store(out, 4, add_words(x8, k4), add_words(x9, k5))
-    _store(out, 5, add_words(x10, k6), add_words(x11, k7))
-    _store(out, 6, add_words(x12, counter), add_words(x13, n0))
-    _store(out, 7, add_words(x14, n1), add_words(x15, n2))
-
-
-@device
-def _store(out: Any, word: int, low: Any, high: Any) -> None:
-    store(out, word, join_first(low, high))
-    store(out, BLOCK + word, join_second(low, high))
+    store_stream(out, 0, add_words(x0, c0), add_words(x1, c1))
+    store_stream(out, 1, add_words(x2, c2), add_words(x3, c3))
+    store_stream(out, 2, add_words(x4, k0), add_words(x5, k1))
+    store_stream(out, 3, add_words(x6, k2), add_words(x7, k3))
+    store_stream(out, 4, add_words(x8, k4), add_words(x9, k5))
+    store_stream(out, 5, add_words(x10, k6), add_words(x11, k7))
+    store_stream(out, 6, add_words(x12, counter), add_words(x13, n0))
+    store_stream(out, 7, add_words(x14, n1), add_words(x15, n2))
 
 
 @device

@@ -28,14 +28,14 @@ from hardening.kernels.memory import (
     transpose,
 )
 from hardening.kernels.opcodes import Job
-from hardening.kernels.words import add_words, count_from, count_twice
+from hardening.kernels.words import add_words, count_from, count_on_from, count_twice, repeat
 
 #: Beyond this many steps a float64 no longer holds every integer that noise may add.
 MOST_STEPS = 2.0**50
 #: Rows of at most this many classes may be taken eight at a time.
 NARROW = 64
-#: uint64 words of keystream that are made at a time.
-KEYSTREAM = 2 * WIDTH * prf.BLOCK
+#: uint64 words of keystream that are made at a time, at most.
+KEYSTREAM = 4 * WIDTH * prf.BLOCK
 #: uint64 scratch of `run` beside the words of a row: keystream, and the nonces of eight rows, twice.
 SCRATCH_WORDS = KEYSTREAM + 40
 #: float64 scratch of `run` for each class, in vectors; and beside that.
@@ -84,20 +84,33 @@ def _add_noise(b: Block, p: Any, table: Any, key: Any, nonces: Any, raw: Any) ->
     low, high = extremes(b, b.w)
     far = larger(high, 0.0 - low) * p[1] > MOST_STEPS
     problem = where(far, fill(float(opcodes.OUT_OF_RANGE)), fill(0.0))
-    n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
-    if not b.wide:
-        for i in range(b.m):
-            if i % (2 * prf.BLOCK) == 0:
-                prf.blocks(key, add_words(first, count_twice(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
-            _draw(b, i, raw, i % (2 * prf.BLOCK), p, table)
+    if b.wide:
+        _draw_along(b, p, table, key, nonces, raw)
         return problem
+    n0, n1, n2, first = load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), load_words(nonces, 3)
     for i in range(b.m):
-        if i % (2 * WIDTH) == 0:
-            prf.blocks(key, add_words(first, count_from(np.uint32(i))), n0, n1, n2, raw)
-            transpose(raw, 0)  # lanes hold blocks, and a block's words are wanted side by side
-            transpose(raw, 1)
-        _draw(b, i, raw, i % (2 * WIDTH), p, table)
+        if i % (2 * prf.BLOCK) == 0:
+            prf.blocks(key, add_words(first, count_twice(np.uint32(i // prf.BLOCK))), n0, n1, n2, raw)
+        _draw(b, i, raw, i % (2 * prf.BLOCK), p, table)
     return problem
+
+
+@device
+def _draw_along(b: Block, p: Any, table: Any, key: Any, nonces: Any, raw: Any) -> None:
+    """Noise for a row that is folded over the lanes; lanes of the cipher hold its blocks one after the other."""
+    n0, n1, n2, first = nonces[0], nonces[WIDTH], nonces[2 * WIDTH], nonces[3 * WIDTH]
+    for start in range(0, b.m, 4 * WIDTH):
+        count = min(b.m - start, 4 * WIDTH)
+        if count > 2 * WIDTH:
+            more = count_on_from(np.uint32(first + start))
+            prf.blocks(key, more, repeat(more, n0), repeat(more, n1), repeat(more, n2), raw)
+        else:
+            few = count_from(np.uint32(first + start))
+            prf.blocks(key, few, repeat(few, n0), repeat(few, n1), repeat(few, n2), raw)
+        for group in range((count + WIDTH - 1) // WIDTH):
+            transpose(raw, group)  # a block's words are wanted side by side
+        for i in range(count):
+            _draw(b, start + i, raw, i, p, table)
 
 
 @device

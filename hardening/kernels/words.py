@@ -1,39 +1,39 @@
-"""Integers side by side: sixteen 32-bit words of a cipher, eight 64-bit words of a noise table, one of 128 bits."""
+"""Integers side by side: sixteen or thirty-two 32-bit words of a cipher, eight 64-bit words of a table, one of 128."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from hardening.kernels.lanes import (
     FLOATS,
-    I32,
     I64,
     I128,
     INT128,
     LONGS,
     MASK,
+    MORE_WORDS,
     WIDTH,
     WORDS,
+    LanesType,
     call,
     define,
     splat,
-    vector,
 )
 
 
-@define(WORDS, types.uint32)
-def repeat(b: ir.IRBuilder, x: Any) -> Any:
-    """The same word in every lane."""
-    return splat(b, x, 2 * WIDTH)
+@intrinsic
+def repeat(_context: Any, like: Any, word: Any) -> Any:
+    """The same word in every lane, of a vector as wide as `like`."""
 
+    def codegen(_context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return splat(b, args[1], signature.return_type.representation.count)
 
-@define(WORDS, types.uint32)
-def count_from(b: ir.IRBuilder, first: Any) -> Any:
-    """first, first + 1, ..., first + 15, modulo 2**32."""
-    return b.add(splat(b, first, 2 * WIDTH), ir.Constant(WORDS.representation, list(range(2 * WIDTH))))
+    return like(like, types.uint32), codegen
 
 
 @define(WORDS, types.uint32)
@@ -43,18 +43,41 @@ def count_twice(b: ir.IRBuilder, first: Any) -> Any:
     return b.add(splat(b, first, 2 * WIDTH), steps)
 
 
-@define(WORDS, WORDS, WORDS)
+def _count(kind: LanesType) -> Any:
+    def emit(b: ir.IRBuilder, first: Any) -> Any:
+        lanes = kind.representation.count
+        return b.add(splat(b, first, lanes), ir.Constant(kind.representation, list(range(lanes))))
+
+    emit.__name__ = f"count_in_{kind.name}"
+    return define(kind, types.uint32)(emit)
+
+
+#: first, first + 1, ... for sixteen lanes and for thirty-two, modulo 2**32.
+count_from, count_on_from = _count(WORDS), _count(MORE_WORDS)
+
+
+def _of_words(emit: Callable[..., Any]) -> Any:
+    """Decorator: a function of two vectors of words of either width, made callable from kernels."""
+
+    def typing(_context: Any, x: Any, y: Any) -> Any:
+        return x(x, x), lambda context, b, signature, args: emit(b, *args)
+
+    typing.__name__ = typing.__qualname__ = emit.__name__
+    return intrinsic(typing)
+
+
+@_of_words
 def add_words(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     return b.add(x, y)
 
 
 def _xor_rotate(bits: int) -> Any:
     def emit(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-        mixed = b.xor(x, y)
-        return call("llvm.fshl.v16i32", b, mixed, mixed, ir.Constant(x.type, [bits] * 2 * WIDTH))
+        mixed, lanes = b.xor(x, y), x.type.count
+        return call(f"llvm.fshl.v{lanes}i32", b, mixed, mixed, ir.Constant(x.type, [bits] * lanes))
 
     emit.__name__ = f"xor_rotate_{bits}"
-    return define(WORDS, WORDS, WORDS)(emit)
+    return _of_words(emit)
 
 
 #: (x xor y) rotated left.
@@ -155,18 +178,3 @@ def integers(b: ir.IRBuilder, x: Any) -> Any:
 def numbers(b: ir.IRBuilder, x: Any) -> Any:
     """Signed integers as floats."""
     return b.sitofp(x, FLOATS.representation)
-
-
-def _join(first: int) -> Any:
-    def emit(b: ir.IRBuilder, low: Any, high: Any) -> Any:
-        chosen = ir.Constant(vector(I32), list(range(first, first + WIDTH)))
-        halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in (low, high)]
-        low, high = (b.zext(x, LONGS.representation) for x in halves)
-        return b.or_(low, b.shl(high, splat(b, ir.Constant(I64, 32))))
-
-    emit.__name__ = f"join_{first}"
-    return define(LONGS, WORDS, WORDS)(emit)
-
-
-#: 64-bit integers from their low and high halves, of lanes 0 to 7 and of lanes 8 to 15.
-join_first, join_second = _join(0), _join(WIDTH)
