@@ -20,6 +20,8 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 #: Decorator of functions that only kernels call: no wrappers for Python, which would double their compilation.
 device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+#: The same for long functions that are better called than copied to where they are called.
+apart = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 #: The same for a kernel's outermost parts, which are called once: they become part of their caller before it is
 #: compiled, for compiled on their own and then again inside it they would double the time.
 outer = njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True)

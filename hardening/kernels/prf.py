@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hardening.kernels.lanes import device
+from hardening.kernels.lanes import apart, device
 from hardening.kernels.memory import gather_longs, store_stream
 from hardening.kernels.words import (
     add_to_longs,
@@ -47,7 +47,7 @@ def _quarter(a: Any, b: Any, c: Any, d: Any) -> Any:
     return a, b, c, d
 
 
-@device
+@apart
 def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
     """As many blocks as `counter` has lanes.
 
