@@ -144,7 +144,10 @@ class Guard:
         """
         if client is None and (client := _client.get()) is None:
             client = ANONYMOUS
-        decision = self._decisions.get(client) if isinstance(client, str) else None
+        try:
+            decision = self._decisions.get(client)
+        except TypeError:  # not even hashable, let alone text
+            decision = None
         if decision is None or decision.rows != rows:
             decision = self._decide(client, rows)
         self._charge(decision.slot, rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy import ndarray
 
 from hardening.guard import Guard
 from hardening.recent import Recent
@@ -29,6 +30,7 @@ class Bound:
     """Buffers for one shape of question.
 
     Attributes:
+        rows: input rows.
         names: outputs wanted, in order.
         inputs: name, buffer, shape and dtype of each input.
         free: False while a question is being answered. Whoever comes in between, from a signal or a finalizer, must
@@ -44,9 +46,9 @@ class Bound:
         outputs: dict[str, np.ndarray[Any, Any]],
         names: tuple[str, ...],
     ) -> None:
-        question, self._rows = feeds.question(inputs)
-        self._answer = guard.bind(dict(outputs), question, self._rows)
-        self._admit, self._finish = guard.admit, guard.finish
+        question, self.rows = feeds.question(inputs)
+        self._answer = guard.bind(dict(outputs), question, self.rows)
+        self._finish = guard.finish
         io = inner.io_binding()
         for name, array in inputs.items():
             io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -63,12 +65,11 @@ class Bound:
         self._only = self._results[0] if len(names) == 1 else None
         self.free = True
 
-    def answer(self, feed: Mapping[str, Any], run_options: Any, client: str | None) -> list[Any] | Decision:
-        """Charge, run, harden, and copy out; the decision alone if the runtime would not run, for whatever reason.
+    def answer(self, decision: Decision, feed: Mapping[str, Any], run_options: Any) -> list[Any] | None:
+        """Run, harden, and copy out; None if the runtime would not run, for whatever reason.
 
-        Raises what `Guard.admit` and `Guard.finish` raise; after the latter the buffers are of no more use.
+        Raises what `Guard.finish` raises; after that the buffers are of no more use.
         """
-        decision = self._admit(client, self._rows)
         self.free = False
         try:
             for name, buffer, _, _ in self.inputs:
@@ -77,7 +78,7 @@ class Bound:
                 self._run(self._io, run_options)
             except Exception:
                 self.free = True
-                return decision
+                return None
             self._finish(decision, self._answer)
             answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
         except BaseException:
@@ -120,7 +121,9 @@ class Buffers:
         if names == last.names and len(feed) == len(last.inputs):
             for name, _, shape, dtype in last.inputs:
                 value = feed.get(name)
-                if type(value) is not np.ndarray or value.shape != shape or value.dtype != dtype:
+                if type(value) is not ndarray or value.shape != shape:
+                    break
+                if value.dtype is not dtype and value.dtype != dtype:
                     break
             else:
                 return last if last.free else None

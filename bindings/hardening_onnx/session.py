@@ -127,15 +127,15 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         bound = self.__buffers.find(names, input_feed)
         if bound is None:
             return self._run_once(names, input_feed, run_options, client)
+        decision = self.guard.admit(client, bound.rows)
         try:
-            answer = bound.answer(input_feed, run_options, client)
+            answer = bound.answer(decision, input_feed, run_options)
         except ReleaseError:
             self.__buffers.forget()
             raise
-        if isinstance(answer, Decision):
-            results = self._answer(answer, names, input_feed, run_options)
+        if answer is None:
+            answer = self._answer(decision, names, input_feed, run_options)
             self.__buffers.give_up()  # the runtime would answer, but not into our buffers
-            return results
         return answer
 
     def _run_once(
