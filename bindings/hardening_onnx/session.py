@@ -21,7 +21,7 @@ import onnxruntime
 
 from hardening.answer import wipe
 from hardening.config import Policy
-from hardening.errors import InputError, ModelError, ReleaseError
+from hardening.errors import ConfigError, InputError, ModelError, ReleaseError
 from hardening.guard import Guard
 from hardening.types import Decision
 from hardening_onnx.buffers import Buffers
@@ -61,6 +61,15 @@ def _closed(name: str) -> Callable[..., NoReturn]:
     return closed
 
 
+def _check_width(policy: Policy, name: str, width: int) -> None:
+    """Raise ConfigError if what the policy says of an output does not fit rows of `width` entries."""
+    for tier in policy.tiers:
+        policy.pipeline(name, tier).check_width(width)
+    classes = policy.outputs[name].classes
+    if classes is not None and len(classes) != width:
+        raise ConfigError(f"outputs.{name}.classes", f"names {len(classes)} classes, the model has {width}")
+
+
 class _ClosedDoor:
     """Stands where the runtime keeps its C session."""
 
@@ -90,8 +99,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 raise ModelError(f"the policy names output {name!r}, the model has: {', '.join(names)}")
         for output in inner.get_outputs():
             if output.name in policy.outputs and output.shape and isinstance(output.shape[-1], int):
-                for tier in policy.tiers:
-                    policy.pipeline(output.name, tier).check_width(output.shape[-1])
+                _check_width(policy, output.name, output.shape[-1])
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)

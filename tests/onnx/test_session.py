@@ -457,6 +457,9 @@ def test_policy_that_does_not_fit_the_model(tmp_path: Path) -> None:
     tier = (TopK(k=1, remainder="other", other=9),)
     with pytest.raises(hardening.ConfigError, match="class 9 does not exist"):
         hardening_onnx.wrap(MODEL, Policy({"p": Output("simplex", {"normal": tier})}))
+    named = Output("simplex", {"normal": (Types(n=4),)}, label_output="label", classes=("cat", "dog"))
+    with pytest.raises(hardening.ConfigError, match=r"outputs\.p\.classes: names 2 classes, the model has 4"):
+        hardening_onnx.wrap(MODEL, Policy({"p": named}))
 
 
 def test_logits_and_open_outputs(tmp_path: Path) -> None:
