@@ -215,7 +215,7 @@ class Task:
         vector_words = lanes_room(width)
         numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)
         words = np.empty(SCRATCH_WORDS, np.uint64)
-        self.summary = np.empty((vectors, SUMMARY))
+        self.summary = np.empty((SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
         self._alive = (numbers, words, row, nonces)
         self._traces = (self._work, numbers, self.summary)

@@ -267,6 +267,21 @@ def test_counts_stop_at_their_largest(tmp_path: Path) -> None:
         assert guard.standing("alice").queries == 6
 
 
+@pytest.mark.parametrize("width", [3, 10, 16, 40, 64])
+def test_what_is_learnt_does_not_depend_on_how_a_batch_is_cut(tmp_path: Path, width: int) -> None:
+    p, _ = batch(24, width)
+    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
+        guard.harden({"p": p}, client="whole")
+        for i in range(len(p)):
+            guard.harden({"p": p[i : i + 1]}, client="apart")
+        whole, apart = guard.standing("whole"), guard.standing("apart")
+    sums = ("posterior_entropy", "bits")
+    for name in sums:
+        assert getattr(whole, name) == pytest.approx(getattr(apart, name), rel=1e-12)
+    assert whole._replace(**dict.fromkeys(sums, 0.0)) == apart._replace(**dict.fromkeys(sums, 0.0))
+    assert whole.coverage > 0
+
+
 def test_entropies_against_known_answers() -> None:
     """Counts (4, 2, 1, 1) and (100, 10, 1, 0, 0): Grassberger 2003 in nats, Krichevsky-Trofimov in bits."""
     cases = [

@@ -9,7 +9,7 @@ from numba import carray
 
 from hardening.kernels.lanes import device, outer, pointer
 from hardening.kernels.opcodes import JOB, Job
-from hardening.kernels.program import SUMMARY, harden
+from hardening.kernels.program import SUMMARY, harden, summary_room
 
 HISTOGRAM_BINS = 8
 #: Label counts kept per client; classes beyond share bins, which the code length accounts for.
@@ -71,7 +71,8 @@ def enter(table: int, slot: int, job: Any) -> None:
     histogram = carray(pointer(base + _HISTOGRAM), (HISTOGRAM_BINS,), np.uint32)
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
-    summary = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
+    places = summary_room(vectors)
+    summary = carray(pointer(job[Job.SUMMARY]), (SUMMARY, places), np.float64)
     costs = carray(pointer(job.ctypes.data), (JOB,), np.float64)
     reals[0] += costs[Job.BITS]
     reals[1] += costs[Job.RHO]
@@ -81,9 +82,11 @@ def enter(table: int, slot: int, job: Any) -> None:
     counts[2] = max(counts[2], job[Job.WIDTH])
     most = costs[Job.MOST_ENTROPY]
     scale = HISTOGRAM_BINS / most if most > 0.0 else 0.0
+    total = 0.0  # in a register: memory would be read back at every step
     for v in range(vectors):
-        entropy, label, cell = summary[v, 0], np.int64(summary[v, 1]), np.int64(summary[v, 2])
-        reals[2] += entropy
+        entropy, label, cell = summary[0, v], np.int64(summary[1, v]), np.int64(summary[2, v])
+        total += entropy
         _count(histogram, min(np.int64(entropy * scale), HISTOGRAM_BINS - 1))
         _count(labels, label % LABEL_BINS)
         cells[cell >> 3] |= np.uint8(1 << (cell & 7))
+    reals[2] += total

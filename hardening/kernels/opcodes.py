@@ -92,7 +92,7 @@ class Job(IntEnum):
     WORDS = 20  # uint64 scratch
     ROW = 21  # uint64 scratch for one canonical row
     NONCES = 22  # uint32 (ROWS, 3); filled in when INPUTS > 0
-    SUMMARY = 23  # float64 (VECTORS, 3), filled in
+    SUMMARY = 23  # float64 (3, VECTORS rounded up to eights), filled in
     INPUT_TABLE = 24  # int64 (INPUTS, 5)
     INPUTS = 25
     TAG_KEY = 26  # uint64, key of the hash of input rows

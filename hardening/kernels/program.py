@@ -40,8 +40,14 @@ KEYSTREAM = 4 * WIDTH * prf.BLOCK
 SCRATCH_WORDS = KEYSTREAM + 40
 #: float64 scratch of `run` for each class, in vectors; and beside that.
 SCRATCH_VECTORS, SCRATCH_NUMBERS = 3, summary.FOLD * WIDTH
-#: Columns of the summary: entropy of the clean row in bits, released label, cell.
+#: Rows of the summary: entropy of the clean rows in bits, released labels, cells; each for `summary_room` vectors.
 SUMMARY = 3
+
+
+@device
+def summary_room(vectors: int) -> int:
+    """Places for each row of the summary: whole vectors of eight."""
+    return (vectors + WIDTH - 1) // WIDTH * WIDTH
 
 
 @device
@@ -261,7 +267,8 @@ def _harden(job: Any) -> int:
     words = carray(pointer(job[Job.WORDS]), (SCRATCH_WORDS,), np.uint64)
     row = carray(pointer(job[Job.ROW]), (n + 1,), np.uint64)
     nonces = carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)
-    out = carray(pointer(job[Job.SUMMARY]), (vectors, SUMMARY), np.float64)
+    places = summary_room(vectors)
+    out = carray(pointer(job[Job.SUMMARY]), (SUMMARY * places,), np.float64)
     raw, spare = words, carray(pointer(job[Job.WORDS] + 8 * KEYSTREAM), (2 * 40,), np.uint32)
     tolerance = float(job[Job.TOLERANCE]) * 1e-6
     first: Any = np.int64(0)  # a literal would be typed twice
@@ -288,8 +295,12 @@ def _harden(job: Any) -> int:
                 if lane(problem, k) > 0.0:
                     return (first + k + 1) * 8 + int(lane(problem, k))
         _write(b, job, first)
-        for k in range(count):
-            out[first + k, 0], out[first + k, 1], out[first + k, 2] = lane(entropy, k), lane(top, k), lane(cell, k)
+        if wide:
+            out[first], out[places + first], out[2 * places + first] = lane(entropy, 0), lane(top, 0), lane(cell, 0)
+        else:
+            store_at(out, first, entropy)
+            store_at(out, places + first, top)
+            store_at(out, 2 * places + first, cell)
         first += count
     return 0
 

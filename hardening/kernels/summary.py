@@ -143,11 +143,15 @@ def softmax_entropy_bits(b: Block, highest: Any) -> Any:
 
 @device
 def _turn(fold: Any, distance: int) -> None:
-    for pair in range(FOLD // 2):
-        k = pair // distance * 2 * distance + pair % distance
-        x, y = load(fold, k), load(fold, k + distance)
-        store(fold, k, x + y)
-        store(fold, k + distance, x - y)
+    """Two stages of a Walsh-Hadamard transform, of `distance` and of twice that."""
+    for part in range(FOLD // 4):
+        k = part // distance * 4 * distance + part % distance
+        w, x = load(fold, k), load(fold, k + distance)
+        y, z = load(fold, k + 2 * distance), load(fold, k + 3 * distance)
+        store(fold, k, (w + x) + (y + z))
+        store(fold, k + distance, (w - x) + (y - z))
+        store(fold, k + 2 * distance, (w + x) - (y + z))
+        store(fold, k + 3 * distance, (w - x) - (y - z))
 
 
 @device
@@ -169,17 +173,14 @@ def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
         odd = butterfly_4(butterfly_2(butterfly_1(odd * load(signs, more + 1))))
         cell = bits_of(even + odd > 0.0) + 256 * bits_of(even - odd > 0.0)
         return fill(float(cell % (1 << bits)))
+    turned = len(signs) - FOLD
     for k in range(FOLD):
-        store(fold, k, fill(0.0))
-    for i in range(b.m):
+        store(fold, k, load(b.w, k) * (signs[k] * signs[turned + k]) if k < b.n else fill(0.0))
+    for i in range(FOLD, b.m):
         k = i % FOLD
-        store(fold, k, load(fold, k) + load(b.w, i) * signs[i])
-    for k in range(FOLD):
-        store(fold, k, load(fold, k) * signs[len(signs) - FOLD + k])
+        store(fold, k, load(fold, k) + load(b.w, i) * (signs[i] * signs[turned + k]))
     _turn(fold, 1)
-    _turn(fold, 2)
     _turn(fold, 4)
-    _turn(fold, 8)
     cells, one, none = fill(0.0), fill(1.0), fill(0.0)
     for k in range(bits):
         cells = cells + where(load(fold, k) > 0.0, one, none) * float(1 << k)
