@@ -12,7 +12,7 @@ from hardening.types import Standing
 
 #: Thresholds lie these factors beyond a quantile of the calibrating clients: for the mean entropy, which varies much
 #: between ordinary clients, and for the distance between histograms, which varies less.
-QUANTILE, MEAN_MARGIN, DISTANCE_MARGIN = 0.95, 2.0, 1.5
+QUANTILE, MEAN_MARGIN, DISTANCE_MARGIN = 0.95, 3.0, 1.75
 
 
 def shares(standing: Standing) -> NDArray[np.float64]:
