@@ -163,12 +163,6 @@ def to_floats(b: ir.IRBuilder, x: Any) -> Any:
 
 
 @define(LONGS, FLOATS)
-def to_longs(b: ir.IRBuilder, x: Any) -> Any:
-    """The same bits, read as integers."""
-    return b.bitcast(x, LONGS.representation)
-
-
-@define(LONGS, FLOATS)
 def integers(b: ir.IRBuilder, x: Any) -> Any:
     """The integers that the floats hold."""
     return b.fptosi(x, LONGS.representation)
