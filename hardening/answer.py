@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import secrets
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
-from hardening.kernels import opcodes
-from hardening.kernels.opcodes import Job
-from hardening.noise import Key
+from hardening.kernels import layout
+from hardening.kernels.layout import Job
+from hardening.noise import Key, derive
 from hardening.pipeline import Program, Question, Task
 
 
@@ -30,6 +31,7 @@ class Programs:
         self.policy, self.key, self.model_digest = policy, key, model_digest
         self._known: dict[tuple[str, str, int], Program] = {}
         self._building = threading.Lock()
+        self.tag = functools.lru_cache(maxsize=4096)(self._tag)
 
     def get(self, output: str, tier: str, width: int) -> Program:
         program = self._known.get((output, tier, width))
@@ -40,6 +42,11 @@ class Programs:
                 program = Program(self.policy.pipeline(output, tier), width, self.key, output, self.model_digest)
                 self._known[output, tier, width] = program
         return program
+
+    def _tag(self, client: str) -> NDArray[np.uint32]:
+        """What tells a client's own noise from others': uint32 ``(3,)``, a secret."""
+        assert self.key is not None
+        return np.frombuffer(derive(self.key, "client", self.model_digest, client)[:12], "<u4")
 
 
 class Answer:
@@ -88,11 +95,11 @@ class Answer:
         if len(self.entries) != 1 or self._derived or self._maps or self._fresh:
             return None
         _, task, job = self.entries[0]
-        return job if task is None or (task.in_place and task.small) else None
+        return job if task is None or (task.in_place and task.small and not task.program.personal) else None
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
-            self.entries.append((name, None, _priced(np.zeros(opcodes.JOB, np.int64), _raw_bits(value))))
+            self.entries.append((name, None, _priced(np.zeros(layout.JOB, np.int64), _raw_bits(value))))
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -134,13 +141,15 @@ class Answer:
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self._nonces, self._question
 
-    def prepare(self) -> None:
-        """Before the kernels run: fresh nonces, and copies of scores that they cannot work on."""
+    def prepare(self, client: str) -> None:
+        """Before the kernels run: fresh nonces, the client's tag, and copies of scores that they cannot work on."""
         for nonces in self._fresh:
             nonces[...] = np.frombuffer(secrets.token_bytes(nonces.nbytes), "<u4").reshape(nonces.shape)
         for _, task, _ in self.entries:
             if task is not None:
                 task.fetch()
+                if task.program.personal:
+                    task.address_to(self._programs.tag(client))
 
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""

@@ -137,7 +137,7 @@ class Policy:
                 raise ConfigError(f"{path}.label_output", f"a label agrees with class scores, not with {output.space}")
             for tier, transforms in output.tiers.items():
                 pipeline = Pipeline(output.space, tuple(transforms), path=f"{path}.tiers.{tier}")
-                if self.key is None and any(op.law for _, op in pipeline.lower()):
+                if self.key is None and any(op.keyed for _, op in pipeline.lower()):
                     raise ConfigError("key", f"missing: the noise in {pipeline.path} is keyed, add [key] with a source")
             if output.tiers:
                 tiers = tiers or tuple(output.tiers)

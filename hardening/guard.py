@@ -17,7 +17,7 @@ from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
 from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
-from hardening.kernels import opcodes
+from hardening.kernels import layout
 from hardening.keys import load_key
 from hardening.pipeline import Task
 from hardening.recent import Recent
@@ -279,7 +279,7 @@ class Guard:
         raise failure
 
     def _finish_all(self, decision: Decision, answer: Answer) -> None:
-        answer.prepare()
+        answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
@@ -291,7 +291,7 @@ class Guard:
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)
-        raise ReleaseError(name, row, opcodes.PROBLEMS[status % 8])
+        raise ReleaseError(name, row, layout.PROBLEMS[status % 8])
 
     def _failed(self, decision: Decision, names: str, problem: Exception) -> HardeningError:
         """The error to raise, without traceback or context: the frames behind it hold raw scores."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from hardening import kernels
 from hardening.errors import ConfigError, SpaceError
-from hardening.kernels import opcodes
-from hardening.kernels.opcodes import Job
+from hardening.kernels import layout
+from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed
-from hardening.transforms import Noise, Op, State, Transform
+from hardening.transforms import Op, State, Transform
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
@@ -120,6 +120,7 @@ class Program:
         pipeline, width: what it runs, on rows of how many entries.
         keyed_by_input: whether it needs to know the question.
         fresh: whether it needs a nonce of the request.
+        personal: whether it needs the client's tag.
     """
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
@@ -127,52 +128,55 @@ class Program:
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
         lowered = pipeline.lower()
-        ops = np.array([op.code for _, op in lowered], np.int64)
-        params = np.zeros((len(lowered), opcodes.PARAMETERS))
-        tables = [np.zeros(1, np.uint64)]
-        secrets: list[bytes] = []
-        seen: dict[tuple[Any, ...], int] = {}
-        for row, (transform, op) in zip(params, lowered, strict=True):
-            row[: len(op.params)] = op.params
-            if op.law is None:
-                continue
-            assert isinstance(transform, Noise)
-            if key is None:
-                raise ConfigError("key", f"{transform.kind} noise needs a key: add [key] with a source to the policy")
-            table = noise_table(op.law)
-            row[2:6] = sum(map(len, tables)), table.bits, table.offset, len(secrets)
-            tables.append(packed(table))
-            context = transform.context()
-            seen[context] = seen.get(context, -1) + 1
-            secrets.append(derive(key, "noise", model_digest, output, seen[context], *context))
-        keyed = {op.keyed for _, op in lowered if op.law is not None}
-        self.keyed_by_input = opcodes.KEYED_INPUT in keyed
-        self.fresh = opcodes.KEYED_FRESH in keyed
+        keyed = {op.keyed for _, op in lowered}
+        self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
+        self.personal = any(op.personal for _, op in lowered)
+        self.scratch = max((op.scratch for _, op in lowered), default=0)
         if self.fresh and self.keyed_by_input:
             raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
-        table_words = np.concatenate(tables)
-        keys = np.frombuffer(b"".join(secrets) or bytes(32), "<u4").astype(np.uint32)
+        steps = np.zeros((len(lowered), layout.STEP), np.int64)
+        params = np.zeros((len(lowered), layout.PARAMETERS))
+        self._alive: list[Any] = [steps, params]
+        seen: dict[tuple[Any, ...], int] = {}
+        for step, row, (transform, op) in zip(steps, params, lowered, strict=True):
+            row[: len(op.params)] = op.params
+            call, data = op.call, op.data
+            if op.law is not None:
+                table = noise_table(op.law)
+                row[2:4], data = (table.bits, table.offset), packed(table)
+            if op.keyed is not None:
+                if key is None:
+                    raise ConfigError(
+                        "key", f"{transform.kind} noise needs a key: add [key] with a source to the policy"
+                    )
+                context = transform.context()
+                seen[context] = seen.get(context, -1) + 1
+                secret = derive(key, "noise", model_digest, output, seen[context], *context)
+                step[Step.SECRET] = self._keep(np.frombuffer(secret, "<u4").astype(np.uint32))
+            step[Step.FUNCTION] = kernels.address(call)
+            step[Step.PARAMS] = row.ctypes.data
+            step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), width + 1)
-        signs = _signs(width, key, model_digest, output)
-        self._alive = (ops, params, table_words, keys, cell_key, signs)
-        self._job = np.zeros(opcodes.JOB, np.int64)
-        space = {"simplex": opcodes.SPACE_SIMPLEX, "sigmoid": opcodes.SPACE_SIGMOID}.get(pipeline.space, 0)
+        space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
+        self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
             (Job.WIDTH, width),
             (Job.SPACE, space),
             (Job.LOGITS, int(pipeline.space == "logits")),
-            (Job.OPS, ops.ctypes.data),
-            (Job.PARAMS, params.ctypes.data),
-            (Job.STEPS, len(ops)),
-            (Job.TABLE, table_words.ctypes.data),
-            (Job.SLOTS, len(table_words)),
-            (Job.KEYS, keys.ctypes.data),
-            (Job.MECHANISMS, len(secrets)),
-            (Job.CELL_KEY, cell_key.ctypes.data),
-            (Job.SIGNS, signs.ctypes.data),
+            (Job.STEPS, steps.ctypes.data),
+            (Job.COUNT, len(steps)),
+            (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
+            (Job.HARDEN, kernels.harden_address()),
+            (Job.CELL_KEY, self._keep(cell_key)),
+            (Job.SIGNS, self._keep(_signs(width, key, model_digest, output))),
             (Job.CELL_BITS, CELL_BITS),
         ):
             self._job[place] = value
+
+    def _keep(self, array: NDArray[Any]) -> int:
+        """The address of an array that lives as long as this does."""
+        self._alive.append(array)
+        return int(array.ctypes.data)
 
     def promise(self, itemsize: int) -> Guarantee:
         """The pipeline's guarantee for rows of floats of `itemsize` bytes."""
@@ -203,7 +207,8 @@ class Task:
         nonces: NDArray[np.uint32],
         question: Question | None = None,
     ) -> None:
-        from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS, SCRATCH_WORDS, SUMMARY
+        from hardening.kernels.job import SCRATCH_WORDS
+        from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS
 
         self.program, self.rows, self.question = program, rows, question
         self._scores = self._work = scores
@@ -212,25 +217,38 @@ class Task:
         asked = question.words * rows if question else 0
         self.in_place, self.small = self._work is scores, scores.size <= SMALL and asked <= SMALL_QUESTION
         vectors, width = scores.shape
-        vector_words = lanes_room(width)
-        numbers = np.empty(SCRATCH_VECTORS * vector_words + SCRATCH_NUMBERS)
+        numbers = np.empty(SCRATCH_VECTORS * lanes_room(width) + SCRATCH_NUMBERS)
+        scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
-        self.summary = np.empty((SUMMARY, (vectors + 7) // 8 * 8))
+        self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
-        self._alive = (numbers, words, row, nonces)
-        self._traces = (self._work, numbers, self.summary)
+        self._tag = np.zeros(3, np.uint32)
+        self._alive = (words, row, nonces)
+        self._traces = (self._work, numbers, scratch, self.summary)
         self.job = program.job()
-        self.job[Job.SCORES] = self._work.ctypes.data
-        self.job[Job.SINGLE] = self._work.dtype == np.float32
-        self.job[Job.VECTORS], self.job[Job.ROWS] = vectors, rows
-        self.job[Job.PER_ROW] = max(1, vectors // max(1, rows))
-        self.job[Job.TOLERANCE] = round(TOLERANCE[scores.dtype.name] * 1e6)
-        self.job[Job.NUMBERS], self.job[Job.WORDS] = numbers.ctypes.data, words.ctypes.data
-        self.job[Job.ROW], self.job[Job.NONCES] = row.ctypes.data, nonces.ctypes.data
-        self.job[Job.SUMMARY] = self.summary.ctypes.data
+        for place, value in (
+            (Job.SCORES, self._work.ctypes.data),
+            (Job.SINGLE, int(self._work.dtype == np.float32)),
+            (Job.VECTORS, vectors),
+            (Job.ROWS, rows),
+            (Job.PER_ROW, max(1, vectors // max(1, rows))),
+            (Job.TOLERANCE, round(TOLERANCE[scores.dtype.name] * 1e6)),
+            (Job.NUMBERS, numbers.ctypes.data),
+            (Job.SCRATCH, scratch.ctypes.data),
+            (Job.WORDS, words.ctypes.data),
+            (Job.ROW, row.ctypes.data),
+            (Job.NONCES, nonces.ctypes.data),
+            (Job.SUMMARY, self.summary.ctypes.data),
+            (Job.CLIENT, self._tag.ctypes.data),
+        ):
+            self.job[place] = value
         if question is not None:
             self.job[Job.INPUT_TABLE], self.job[Job.INPUTS] = question.table.ctypes.data, len(question.table)
             self.job[Job.TAG_KEY], self.job[Job.ROW_WORDS] = question.key.ctypes.data, question.words
+
+    def address_to(self, tag: NDArray[np.uint32]) -> None:
+        """Harden for the client with this tag, uint32 ``(3,)``, from now on."""
+        self._tag[...] = tag
 
     def fetch(self) -> None:
         """Copy the scores to where the kernel works, if it cannot work on them."""
@@ -293,8 +311,8 @@ class Question:
 
 def lanes_room(width: int) -> int:
     """float64 numbers that a block of rows of `width` entries takes."""
+    from hardening.kernels.job import NARROW
     from hardening.kernels.lanes import WIDTH
-    from hardening.kernels.program import NARROW
 
     return WIDTH * (width if width <= NARROW else (width + WIDTH - 1) // WIDTH)
 

@@ -46,7 +46,7 @@ def test_explain(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     table = json.loads(capsys.readouterr().out)
     assert table["p"]["normal"]["bits_per_answer"] == pytest.approx(16.495, abs=1e-3)
     assert table["p"]["label"]["keeps_top1"] is True
-    assert table["q"]["normal"]["program"] == [["clip", -5.0, 5.0], ["top_k", 1.0, 3.0, -6.0]]
+    assert table["q"]["normal"]["program"] == [["scores.clip", -5.0, 5.0], ["classes.top_k", 1.0, 3.0, -6.0]]
     assert main(["explain", path]) == 0
     text = capsys.readouterr().out
     assert "unknown; give --classes or --model" in text

@@ -19,7 +19,7 @@ from hardening.answer import Programs
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
 from hardening.config import ClientRules, KeySource, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
-from hardening.kernels.opcodes import JOB, Job
+from hardening.kernels.layout import JOB, Job
 from hardening.testing import FakeClock, RecordingSink
 from hardening.transforms import Gaussian, LabelOnly, Project, Round, TopK, Types
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numba import njit
 from numpy.typing import NDArray
 
-from hardening.kernels import blocks, lanes, memory, rows, summary
+from hardening.kernels import blocks, lanes, memory, order, summary
 
 Numbers = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ Numbers = NDArray[np.float64]
 def divided(x: Numbers, y: Numbers, out: Numbers) -> None:
     for i in range(len(x) // 8):
         divisor = memory.load(y, i)
-        memory.store(out, i, rows.quotient(memory.load(x, i), divisor, 1.0 / divisor))
+        memory.store(out, i, blocks.quotient(memory.load(x, i), divisor, 1.0 / divisor))
 
 
 @njit
@@ -47,7 +47,7 @@ def logarithms(x: Numbers, logs: Numbers, powers: Numbers) -> None:
 @njit
 def separated(w: Numbers, n: int, r: float, low: float, high: float) -> Any:
     b = blocks.block(w, np.empty_like(w), np.empty_like(w), n, True)
-    return lanes.lane(blocks.separator(b, w, lanes.fill(r), lanes.fill(low), lanes.fill(high)), 0)
+    return lanes.lane(order.separator(b, w, lanes.fill(r), lanes.fill(low), lanes.fill(high)), 0)
 
 
 def test_quotients_are_correctly_rounded() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardening import kernels
 from hardening.errors import ConfigError
-from hardening.kernels import opcodes
+from hardening.kernels import layout
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
@@ -202,13 +202,13 @@ def test_reverse_sigmoid_that_flips_the_label_is_refused(width: int) -> None:
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        ([0.5, math.nan, 0.5], opcodes.NOT_FINITE),
-        ([0.5, math.inf, 0.5], opcodes.NOT_FINITE),
-        ([0.5, -math.inf, 0.5], opcodes.NOT_FINITE),
-        ([0.5, 0.4, 0.0], opcodes.NOT_SIMPLEX),
-        ([1.5, -0.5, 0.0], opcodes.NOT_SIMPLEX),
-        ([0.0, 0.0, 0.0], opcodes.NOT_SIMPLEX),
-        ([1e300, 0.0, 0.0], opcodes.NOT_SIMPLEX),
+        ([0.5, math.nan, 0.5], layout.NOT_FINITE),
+        ([0.5, math.inf, 0.5], layout.NOT_FINITE),
+        ([0.5, -math.inf, 0.5], layout.NOT_FINITE),
+        ([0.5, 0.4, 0.0], layout.NOT_SIMPLEX),
+        ([1.5, -0.5, 0.0], layout.NOT_SIMPLEX),
+        ([0.0, 0.0, 0.0], layout.NOT_SIMPLEX),
+        ([1e300, 0.0, 0.0], layout.NOT_SIMPLEX),
     ],
 )
 def test_bad_rows_are_named(bad: list[float], problem: int) -> None:
@@ -220,7 +220,7 @@ def test_bad_rows_are_named(bad: list[float], problem: int) -> None:
 @pytest.mark.parametrize("width", [3, 10, 70])
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(math.nan, opcodes.NOT_FINITE), (math.inf, opcodes.NOT_FINITE), (2.0, opcodes.NOT_SIMPLEX), (1e300, 2)],
+    [(math.nan, layout.NOT_FINITE), (math.inf, layout.NOT_FINITE), (2.0, layout.NOT_SIMPLEX), (1e300, 2)],
 )
 def test_the_offending_row_of_a_batch_is_named(width: int, value: float, problem: int) -> None:
     for row in (0, 7, 11, 19):
@@ -271,7 +271,7 @@ def test_long_rows_with_few_scores(width: int) -> None:
 
 def test_scores_beyond_the_noise_grid_are_an_error() -> None:
     status, _ = run(Pipeline("scalar", (Gaussian(sigma=1e-3),)), np.array([[1e300]]))
-    assert status == 8 + opcodes.OUT_OF_RANGE
+    assert status == 8 + layout.OUT_OF_RANGE
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (3, 1), (1, 20000)])
@@ -335,6 +335,27 @@ def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
     for other in others:
         # equal noise at two scales would solve for the clean row; here nothing lines up
         assert not np.allclose(base - x, other - x, atol=1e-3)
+
+
+def test_noise_of_the_client_is_the_client_s_own() -> None:
+    """One layer for all, one for each client: what two clients share is the first."""
+    x = np.zeros((9, 5))
+    nonces = np.random.default_rng(1).integers(0, 2**32, (9, 3), dtype=np.uint32)
+    shared, own = Gaussian(sigma=0.2), Gaussian(sigma=0.01, scope="client")
+    answers = []
+    for transforms in ((shared,), (shared, own)):
+        for tag in ((1, 2, 3), (1, 2, 4)):
+            out = x.copy()
+            task = Task(Program(Pipeline("scalar", transforms), 5, KEY, "p", "m"), out, 9, nonces)
+            task.address_to(np.array(tag, np.uint32))
+            assert task.run() == 0
+            answers.append(out)
+    alike, same, one, other = answers
+    assert np.array_equal(alike, same)
+    assert not (one == other).any()
+    assert np.abs(one - alike).max() < 0.06
+    shifted = nonces + np.array([1, 2, 3], np.uint32)  # the tag is added to the nonce, word by word
+    assert np.array_equal(one - alike, run(Pipeline("scalar", (own,)), x, shifted)[1])
 
 
 def test_cell_noise_gives_near_duplicates_nothing() -> None:

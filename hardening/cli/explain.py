@@ -13,7 +13,6 @@ from typing import Any
 from hardening.cli.models import examine
 from hardening.cli.options import whole
 from hardening.config import Policy, load_policy
-from hardening.kernels import opcodes
 from hardening.pipeline import Pipeline
 
 EXAMPLE = "hardening explain policy.toml --model model.onnx"
@@ -40,7 +39,7 @@ def describe(pipeline: Pipeline, classes: int | None) -> dict[str, Any]:
         "assumptions": list(promise.assumptions),
         "bits_per_answer": promise.bits if math.isfinite(promise.bits) else None,
         "keeps_top1": promise.keeps_top1,
-        "program": [[opcodes.NAMES[op.code], *op.params] for _, op in pipeline.lower()],
+        "program": [[op.call, *op.params] for _, op in pipeline.lower()],
     }
 
 

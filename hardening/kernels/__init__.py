@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import stat
@@ -20,6 +21,8 @@ from typing import Any
 _log = logging.getLogger("hardening.kernels")
 #: numba takes the directory from a variable of the whole process, which has to be as it was afterwards.
 _compiling = threading.Lock()
+#: Machine code that addresses point at.
+_alive: list[Any] = []
 
 
 @functools.cache
@@ -28,7 +31,7 @@ def cache_directory() -> Path | None:
     import numba
 
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     base = os.environ.get("HARDENING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     path = Path(base) / "hardening" / digest.hexdigest()[:16]
@@ -41,6 +44,25 @@ def cache_directory() -> Path | None:
     return path if private and os.access(path, os.W_OK) else None
 
 
+def _compile(function: Callable[..., Any], decorate: Callable[[bool], Any]) -> Any:
+    """What numba makes of `function`; `decorate` is given whether machine code is kept on disk."""
+    import numba
+
+    directory, start = cache_directory(), time.perf_counter()
+    with _compiling:
+        before = numba.config.CACHE_DIR
+        if directory is not None:
+            numba.config.CACHE_DIR = str(directory)
+        try:
+            compiled = decorate(directory is not None)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+    kept = compiled.cache_hits if hasattr(compiled, "cache_hits") else sum(compiled.stats.cache_hits.values())
+    took = time.perf_counter() - start
+    _log.info("%s %s in %.1f s", "loaded" if kept else "compiled", function.__name__, took)
+    return compiled
+
+
 @functools.cache
 def entry(function: Callable[..., Any], *arguments: str, nogil: bool = False) -> Callable[..., Any]:
     """`function` compiled for `arguments` (numba types, such as ``int64[::1]``), its machine code kept on disk.
@@ -51,17 +73,30 @@ def entry(function: Callable[..., Any], *arguments: str, nogil: bool = False) ->
     import numba
 
     signature = f"({', '.join(arguments)},)"
-    directory, start = cache_directory(), time.perf_counter()
-    with _compiling:
-        before = numba.config.CACHE_DIR
-        if directory is not None:
-            numba.config.CACHE_DIR = str(directory)
-        try:
-            compiled = numba.njit(signature, cache=directory is not None, nogil=nogil)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-    kept = sum(compiled.stats.cache_hits.values())
-    took = time.perf_counter() - start
-    _log.info("%s %s in %.1f s", "loaded" if kept else "compiled", function.__name__, took)
+    compiled = _compile(function, lambda kept: numba.njit(signature, cache=kept, nogil=nogil))
     (overload,) = compiled.overloads.values()
     return getattr(overload, "entry_point", compiled)
+
+
+@functools.cache
+def address(name: str) -> int:
+    """Where the compiled instruction is, given as ``module.function`` in `hardening.kernels.instructions`."""
+    module, _, function = name.partition(".")
+    found = importlib.import_module(f"hardening.kernels.instructions.{module}")
+    return _address(getattr(found, function), "void(int64)")
+
+
+@functools.cache
+def harden_address() -> int:
+    """Where `program.harden` is; what calls it has it by address, so that it is compiled once."""
+    from hardening.kernels.program import harden
+
+    return _address(harden, "int64(int64)")
+
+
+def _address(function: Callable[..., Any], signature: str) -> int:
+    import numba
+
+    compiled = _compile(function, lambda kept: numba.cfunc(signature, cache=kept))
+    _alive.append(compiled)
+    return int(compiled.address)

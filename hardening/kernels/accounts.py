@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.lanes import device, outer, pointer
-from hardening.kernels.opcodes import JOB, Job
-from hardening.kernels.program import SUMMARY, harden, summary_room
+from hardening.kernels.lanes import call_at, device, outer, pointer
+from hardening.kernels.layout import JOB, SUMMARY, Job
+from hardening.kernels.program import summary_room
 
 HISTOGRAM_BINS = 8
 #: Label counts kept per client; classes beyond share bins, which the code length accounts for.
@@ -52,8 +52,8 @@ def charge(table: int, slot: int, rows: int) -> None:
 
 
 def serve(table: int, slot: int, job: Any) -> int:
-    """Harden the scores of `job` and, if all went well, `settle`; returns the status of `program.run`."""
-    status = harden(job)
+    """Harden the scores of `job`, if it has any, and, if all went well, `settle`; returns the status of `harden`."""
+    status = call_at(job[Job.HARDEN], job.ctypes.data) if job[Job.HARDEN] != 0 else 0
     if status == 0:
         enter(table, slot, job)
     return status

@@ -1,4 +1,4 @@
-"""A block of rows in lanes, and what has to look at a whole row: sums, extremes, order statistics.
+"""A block of rows in lanes, what has to look at a whole row, and what is done to every entry of one.
 
 A block lies in memory in one of two ways. *Narrow*: eight rows side by side, one in each lane. *Wide*: one row folded
 over the eight lanes. Everything is written once for both: whatever a row has one of - its sum, its top class - is held
@@ -19,13 +19,10 @@ from hardening.kernels.lanes import (
     columns,
     device,
     fill,
-    halfway,
-    lane,
+    fused,
     larger,
-    next_up,
     rint,
     smaller,
-    some,
     where,
 )
 from hardening.kernels.memory import gather, load, scatter, store
@@ -34,8 +31,6 @@ from hardening.kernels.words import fill_longs, numbers, tally
 #: Larger than anything that a row holds. Finite limits are not: masked scores are often the least float there is.
 HUGE = math.inf
 SUM_GRID = 2.0**40
-#: Up to this many classes, order statistics are found by comparing all pairs.
-PAIRS = 16
 
 
 class Block(NamedTuple):
@@ -191,90 +186,38 @@ def sum_above(b: Block, a: Any, t: Any) -> tuple[Any, Any]:
 
 
 @device
-def raise_top(b: Block, a: Any, top: Any) -> Any:
-    """Puts `top` ahead of its equals: its entry becomes the next larger float. Returns what it was."""
-    at = place(b, top)
-    before = gather(a, at)
-    scatter(a, at, next_up(before))
-    return before
+def quotient(x: Any, divisor: Any, inverse: Any) -> Any:
+    """x / divisor, correctly rounded, from the rounded inverse of the divisor (Markstein 1990): no division.
 
-
-@device
-def _mark_by_pairs(b: Block, a: Any, r: Any) -> None:
-    """Each entry's rank, by comparing it with every other one; equals rank from left to right."""
-    column = b.column
-    for i in range(b.m):
-        v, rank = load(a, i), fill_longs(0)
-        if b.wide:
-            for k in range(b.n):
-                other = fill(a[k])
-                rank = tally(rank, (other > v) | ((other >= v) & (fill(float(k)) < column)))
-        else:
-            for k in range(i):
-                rank = tally(rank, load(a, k) >= v)
-            for k in range(i + 1, b.n):
-                rank = tally(rank, load(a, k) > v)
-        store(b.marks, i, where(numbers(rank) < r, fill(1.0), fill(0.0)))
-        column = column + b.stride
-
-
-@device
-def separator(b: Block, a: Any, r: Any, low: Any, high: Any) -> Any:
-    """A t with #{a > t} <= r <= #{a >= t}, for 0 < r < n; `HUGE` where r <= 0.
-
-    Everything in `a` is above `low`, and nothing is above `high`.
+    For quotients and divisors far from the ends of the exponent's range, as scores are.
     """
-    wanted = r > 0.0
-    below, above = fill(float(b.n)), fill(0.0)
-    t, active = high, wanted
-    turn = 0
-    while some(active):
-        # In turn: where a straight line between the ends would be r; half way; half way in floats, which must end.
-        middle = halfway(low, high)
-        if turn < 2:
-            share = (below - r) / larger(below - above, fill(1.0)) if turn == 0 else fill(0.5)
-            guess = low + (high - low) * share
-            middle = where((low < guess) & (guess < high), guess, middle)
-        turn = turn + 1 if turn < 2 else 0
-        active = active & (low < middle) & (middle < high)
-        c = count_above(b, a, middle)
-        hit, more, fewer = active & (c == r), active & (c > r), active & (c < r)
-        t = where(hit, middle, t)
-        active = active & ~hit
-        low, below = where(more, middle, low), where(more, c, below)
-        high, above = where(fewer, middle, high), where(fewer, c, above)
-        t = where(active, high, t)
-    return where(wanted, t, fill(HUGE))
+    q = x * inverse
+    return fused(fused(0.0 - q, divisor, x), inverse, q)
 
 
 @device
-def mark_largest(b: Block, a: Any, r: Any, low: Any, high: Any) -> None:
-    """Puts 1 into `marks` for the r largest entries of `a`, of equals the leftmost, and 0 for the others.
+def divide(b: Block, divisor: Any) -> None:
+    inverse = 1.0 / divisor
+    for i in range(b.m):
+        store(b.w, i, quotient(load(b.w, i), divisor, inverse))
 
-    Everything in `a` is above `low`, and nothing is above `high`.
-    """
-    if b.n <= PAIRS:
-        _mark_by_pairs(b, a, r)
-        return
-    one, none = fill(1.0), fill(0.0)
-    t = separator(b, a, r, low, high)
-    marked = none
+
+@device
+def clip(b: Block, low: float, high: float) -> None:
     for i in range(b.m):
-        mark = where(load(a, i) > t, one, none)
-        store(b.marks, i, mark)
-        marked = marked + (where(b.last, mark, none) if i == b.m - 1 else mark)
-    left = r - (across_sum(marked) if b.wide else marked)
-    if not some(left > 0.0):
-        return
-    if b.wide:
-        short, tie, j = lane(left, 0), lane(t, 0), 0
-        while short > 0.0 and j < b.n:
-            if a[j] == tie:
-                b.marks[j] = 1.0
-                short -= 1.0
-            j += 1
-        return
+        store(b.w, i, smaller(larger(load(b.w, i), fill(low)), fill(high)))
+
+
+@device
+def to_grid(b: Block, units: float) -> None:
+    many = fill(units)
+    inverse = 1.0 / many
     for i in range(b.m):
-        extra = where((load(a, i) == t) & (left > 0.0), one, none)
-        store(b.marks, i, load(b.marks, i) + extra)
-        left = left - extra
+        store(b.w, i, quotient(rint(load(b.w, i) * units), many, inverse))
+
+
+@device
+def add_at(b: Block, column: Any, amount: Any) -> None:
+    """Adds to one entry of each row."""
+    at = place(b, column)
+    scatter(b.w, at, gather(b.w, at) + amount)

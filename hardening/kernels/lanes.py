@@ -109,6 +109,19 @@ def pointer(b: ir.IRBuilder, address: Any) -> Any:
     return b.inttoptr(address, I8.as_pointer())
 
 
+@define(types.int64, types.int64, types.int64)
+def call_at(b: ir.IRBuilder, address: Any, argument: Any) -> Any:
+    """Calls the compiled function at an address, from one integer to one."""
+    return b.call(b.inttoptr(address, ir.FunctionType(I64, [I64]).as_pointer()), [argument])
+
+
+@define(types.none, types.int64, types.int64)
+def execute(b: ir.IRBuilder, address: Any, argument: Any) -> Any:
+    """Calls the compiled function of one integer at an address, which returns nothing."""
+    b.call(b.inttoptr(address, ir.FunctionType(ir.VoidType(), [I64]).as_pointer()), [argument])
+    return ir.Constant(I8.as_pointer(), None)
+
+
 @define(FLOATS, types.float64)
 def fill(b: ir.IRBuilder, x: Any) -> Any:
     """The same number in every lane."""

@@ -83,14 +83,13 @@ def blocks(key: Any, counter: Any, n0: Any, n1: Any, n2: Any, out: Any) -> None:
 
 
 @device
-def draw(raw: Any, table: Any, start: int, bits: int, offset: int) -> Any:
+def draw(raw: Any, table: Any, bits: int, offset: int) -> Any:
     """Eight integers by the alias method from eight 64-bit words, as floats.
 
-    Constant work: nothing branches on what is drawn. The table is ``[start, start + 2**bits)`` of `table` (uint64), see
-    `noise.packed`.
+    Constant work: nothing branches on what is drawn. `table` is uint64 ``(2**bits,)``, see `noise.packed`.
     """
     slot = shift_right(raw, 64 - bits)
-    entry = gather_longs(table, add_to_longs(slot, start))
+    entry = gather_longs(table, slot)
     keep = below(low_bits(raw, 64 - bits), shift_right(entry, bits))
     drawn = where_longs(keep, slot, low_bits(entry, bits))
     return numbers(add_to_longs(drawn, -offset))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from hardening.kernels import opcodes
+from hardening.kernels import layout
 from hardening.kernels.blocks import Block
 from hardening.kernels.lanes import (
     FLOATS,
@@ -190,9 +190,9 @@ def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
 @device
 def clean_entropy(b: Block, space: int, logits: bool, highest: Any) -> Any:
     """Entropy of the model's own row in bits; 0 where the space has none."""
-    if space == opcodes.SPACE_SIMPLEX:
+    if space == layout.SPACE_SIMPLEX:
         return entropy_bits(b)
-    if space == opcodes.SPACE_SIGMOID:
+    if space == layout.SPACE_SIGMOID:
         return binary_entropy_bits(b)
     if logits:
         return softmax_entropy_bits(b, highest)

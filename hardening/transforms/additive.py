@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hardening.errors import SpaceError
-from hardening.kernels import opcodes
 from hardening.noise import Law, grid_exponent
-from hardening.transforms.base import Draws, Op, State, Transform, first_argmax, no_labels, positive
+from hardening.transforms.base import Draws, Keyed, Op, State, Transform, first_argmax, no_labels, positive
 from hardening.types import Guarantee, OutputSpace
 
 #: Largest scale of noise whose draws, to the ends of their tables, are within what a projection adds up exactly; with
@@ -22,9 +21,14 @@ MOST_SIMPLEX_NOISE = 2.0**11
 
 @dataclass(frozen=True)
 class Noise(Transform):
-    """Integer noise on a grid, keyed on the input: the same question gets the same answer, so repeats teach nothing."""
+    """Integer noise on a grid, keyed so that the same question gets the same answer: repeats teach nothing.
 
-    key: Literal["input", "cell", "fresh"] = field(default="input", kw_only=True)
+    scope: ``global`` noise is the same for everybody, so that colluders gain nothing by comparing answers; ``client``
+    noise is the client's own, a small layer of it over global noise tells whose answers a copy was learnt from.
+    """
+
+    key: Keyed = field(default="input", kw_only=True)
+    scope: Literal["global", "client"] = field(default="global", kw_only=True)
     sensitivity: float | None = field(default=None, kw_only=True)
 
     law_kind: ClassVar[Literal["gaussian", "laplace"]]
@@ -36,6 +40,8 @@ class Noise(Transform):
     def __post_init__(self) -> None:
         if self.key not in ("input", "cell", "fresh"):
             raise ValueError(f"key: must be 'input', 'cell' or 'fresh', not {self.key!r}")
+        if self.scope not in ("global", "client"):
+            raise ValueError(f"scope: must be 'global' or 'client', not {self.scope!r}")
         if self.sensitivity is not None:
             positive("sensitivity", self.sensitivity)
 
@@ -59,7 +65,7 @@ class Noise(Transform):
 
     def context(self) -> tuple[Any, ...]:
         """Every parameter that shapes the noise; all of them key it, so two settings never share a draw."""
-        return (self.kind, self.scale_value, self.key, self.exponent)
+        return (self.kind, self.scale_value, self.key, self.scope, self.exponent)
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
         no_labels(space)
@@ -88,12 +94,13 @@ class Noise(Transform):
             "the clean scores are those that the runtime returned",
         ]
         unit = "distinct input" if self.key == "input" else "answer"
-        return Guarantee("output-metric", unit, self._parameters(width), "global", tuple(assumptions))
+        return Guarantee("output-metric", unit, self._parameters(width), self.scope, tuple(assumptions))
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        keyed = {"input": opcodes.KEYED_INPUT, "cell": opcodes.KEYED_CELL, "fresh": opcodes.KEYED_FRESH}[self.key]
-        inverse = math.ldexp(1.0, self.exponent)
-        return (Op(opcodes.NOISE, (self.step, inverse, 0, 0, 0, 0, float(keyed), self.cell), self.law, keyed),)
+        celled, personal = self.key == "cell", self.scope == "client"
+        numbers = (self.step, math.ldexp(1.0, self.exponent), 0, 0, float(celled), float(personal))
+        draw = Op("additive.noise", numbers, keyed=self.key, personal=personal, law=self.law)
+        return (Op("additive.to_cells", (self.cell,)), draw) if celled else (draw,)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = state.rows

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardening.errors import SpaceError
-from hardening.kernels import opcodes
 from hardening.noise import Law
 from hardening.types import Guarantee, OutputSpace
 
@@ -19,13 +18,30 @@ Rows = NDArray[np.float64]
 Labels = NDArray[np.intp]
 
 
-class Op(NamedTuple):
-    """One instruction. `law` and `keyed` are set on noise only; the pipeline binds them to a table and a key."""
+#: What selects a draw: the question, the quantised scores, or nothing that comes back.
+Keyed = Literal["input", "cell", "fresh"]
 
-    code: int
+
+class Op(NamedTuple):
+    """One instruction.
+
+    Attributes:
+        call: ``module.function`` in `hardening.kernels.instructions`.
+        params: numbers it is given.
+        data: an array it reads, such as a table.
+        keyed: set if it draws: what selects the draw. It then gets key material of its own.
+        personal: whether what it draws is the client's own.
+        law: set on noise, in place of `data`: the table and two parameters follow from it.
+        scratch: float64 numbers it works with for each class; the program has as much as the most that any needs.
+    """
+
+    call: str
     params: tuple[float, ...] = ()
+    data: NDArray[Any] | None = None
+    keyed: Keyed | None = None
+    personal: bool = False
     law: Law | None = None
-    keyed: int = opcodes.KEYED_INPUT
+    scratch: int = 0
 
 
 class State(NamedTuple):
@@ -53,6 +69,10 @@ class Transform:
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         """The guarantee after this transform, given the one before it, the space it takes and the row's width."""
         return before
+
+    def context(self) -> tuple[str | int | float, ...]:
+        """Every parameter that shapes what is drawn; all of them key it, so two settings never share a draw."""
+        raise NotImplementedError
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         """The instructions that do this in `space`."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardening.errors import SpaceError
-from hardening.kernels import opcodes
+from hardening.kernels import layout
 from hardening.transforms.base import (
     Draws,
     Labels,
@@ -81,13 +81,13 @@ class TopK(Transform):
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         if space.kind == "logits":
-            return (Op(opcodes.TOP_K, (float(self.k), float(opcodes.REMAINDER_FILL), space.low - 1.0)),)
+            return (Op("classes.top_k", (float(self.k), float(layout.REMAINDER_FILL), space.low - 1.0)),)
         mode = {
-            "drop": opcodes.REMAINDER_DROP,
-            "spread": opcodes.REMAINDER_SPREAD,
-            "other": opcodes.REMAINDER_OTHER,
+            "drop": layout.REMAINDER_DROP,
+            "spread": layout.REMAINDER_SPREAD,
+            "other": layout.REMAINDER_OTHER,
         }[self.remainder]
-        return (Op(opcodes.TOP_K, (float(self.k), float(mode), float(self.other or 0))),)
+        return (Op("classes.top_k", (float(self.k), float(mode), float(self.other or 0))),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows, width = state.rows, state.rows.shape[1]
@@ -124,7 +124,7 @@ class LabelOnly(Transform):
         return replace(before, bits=min(before.bits, bits), keeps_top1=before.keeps_top1 and space.kind != "sigmoid")
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.LABEL_ONLY, (float(space.kind == "sigmoid"),)),)
+        return (Op("classes.at_half" if space.kind == "sigmoid" else "classes.label_only"),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = state.rows

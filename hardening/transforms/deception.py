@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hardening.kernels import opcodes
 from hardening.transforms.base import Draws, Op, State, Transform, exact_sum, first_argmax, positive, require_on_simplex
 from hardening.types import Guarantee, OutputSpace
 
@@ -65,11 +64,8 @@ class ReverseSigmoid(Transform):
         return replace(before, relation="none", parameters={}, keeps_top1=keeps)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (
-            Op(
-                opcodes.REVERSE_SIGMOID, (self.beta, self.gamma, float(space.kind == "simplex"), float(self.allow_flip))
-            ),
-        )
+        numbers = (self.beta, self.gamma, float(space.kind == "simplex"), float(self.allow_flip))
+        return (Op("deception.reverse_sigmoid", numbers),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = self._map(state.rows)

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardening.kernels import opcodes
 from hardening.transforms.base import Draws, Labels, Op, Rows, State, Transform, no_labels, require_on_simplex, whole
 from hardening.types import Guarantee, OutputSpace
 
@@ -88,8 +87,7 @@ class Round(Transform):
         return replace(before, bits=min(before.bits, bits), keeps_top1=False)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        code = opcodes.TYPES if space.kind == "simplex" else opcodes.GRID
-        return (Op(code, (float(self.units),)),)
+        return (Op("grid.types" if space.kind == "simplex" else "grid.grid", (float(self.units),)),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if space.kind == "simplex":
@@ -123,7 +121,7 @@ class Types(Transform):
         return replace(before, bits=min(before.bits, bits))
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.TYPES, (float(self.n),)),)
+        return (Op("grid.types", (float(self.n),)),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         return state._replace(rows=_types_reference(state.rows, state.top, self.n))

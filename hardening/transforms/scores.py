@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardening.kernels import opcodes
 from hardening.transforms.base import (
     Draws,
     Op,
@@ -44,7 +43,7 @@ class Clip(Transform):
         return replace(before, keeps_top1=False)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.CLIP, (self.low, self.high)),)
+        return (Op("scores.clip", (self.low, self.high)),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         return state._replace(rows=np.minimum(np.maximum(state.rows, self.low), self.high))
@@ -73,7 +72,7 @@ class Temperature(Transform):
         return replace(space, low=space.low / self.t, high=space.high / self.t)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.TEMPERATURE, (self.t, float(space.kind == "simplex"))),)
+        return (Op("scores.temper_simplex" if space.kind == "simplex" else "scores.temper_logits", (self.t,)),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if space.kind == "logits":

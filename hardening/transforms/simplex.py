@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardening.kernels import opcodes
 from hardening.transforms.base import Draws, Op, Rows, State, Transform, first_argmax, require
 from hardening.types import Guarantee, OutputSpace
 
@@ -46,7 +45,7 @@ class Project(Transform):
         return replace(before, keeps_top1=True)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op(opcodes.PROJECT, (float(self.keep_top1), MARGIN)),)
+        return (Op("simplex.project", (float(self.keep_top1), MARGIN)),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = np.rint(state.rows * FIXED_POINT) / FIXED_POINT

@@ -1,0 +1,139 @@
+"""Rounding to a grid: of decimals, or of the types on the simplex."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hardening.kernels.blocks import HUGE, Block, add_at, block, count_above, divide, first_equal, to_grid
+from hardening.kernels.job import block_of, fields, params_of, top_of
+from hardening.kernels.lanes import (
+    WIDTH,
+    across_max,
+    across_min,
+    across_sum,
+    bits_of,
+    device,
+    fill,
+    floor,
+    lane,
+    larger,
+    lowest_bit,
+    next_up,
+    smaller,
+    some,
+    where,
+)
+from hardening.kernels.memory import load, store
+from hardening.kernels.order import mark_largest
+
+#: Rows of at least this many classes, of which at most one in `FEW` is not zero, are rounded by what is not zero alone.
+LONG, FEW = 256, 4
+
+
+def grid(job: int) -> None:
+    """Nearest multiples of 1/p0."""
+    j = fields(job)
+    to_grid(block_of(j), params_of(j)[0])
+
+
+def types(job: int) -> None:
+    """Nearest point of the simplex whose entries are multiples of 1/p0."""
+    j = fields(job)
+    b = block_of(j)
+    to_types(b, params_of(j)[0], top_of(j, b))
+
+
+@device
+def _pick(b: Block, few: int, room: int, top: Any) -> Any:
+    """The `few` entries that are not zero, from left to right, in `residual`, their columns in `marks` from `room` on.
+
+    Returns where `top` is among them.
+    """
+    leader, at, count = int(lane(top, 0)), 0, 0
+    for j in range(room - WIDTH, room):
+        b.residual[j] = 0.0
+    for i in range(b.m):
+        found = bits_of(load(b.w, i) > 0.0)
+        while found != 0:
+            j = WIDTH * i + lowest_bit(found)
+            found &= found - 1
+            if count < few:
+                at = count if j == leader else at
+                b.residual[count], b.marks[room + count] = b.w[j], float(j)
+                count += 1
+    return fill(float(at))
+
+
+@device
+def to_types(b: Block, units: float, top: Any) -> None:
+    """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`.
+
+    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at.
+    """
+    few, room = 0, 0
+    if b.wide and b.n >= LONG:
+        few = int(lane(count_above(b, b.w, fill(0.0)), 0))
+    picked = 0 < FEW * few <= b.n
+    work, leader = b, top
+    if picked:
+        room = (few + WIDTH - 1) // WIDTH * WIDTH
+        leader = _pick(b, few, room, top)
+        work = block(b.residual, b.residual[room:], b.marks, few, True)
+    _round_types(work, units, leader)
+    if picked:
+        for k in range(few):
+            b.w[int(b.marks[room + k])] = b.residual[k]
+
+
+@device
+def _round_types(b: Block, units: float, top: Any) -> None:
+    given, none, column = fill(0.0), fill(0.0), b.column
+    for i in range(b.m):
+        scaled = load(b.w, i) * units
+        count = floor(scaled)
+        residual = scaled - count  # that of `top` is raised, see `raise_top`
+        store(b.residual, i, where(column == top, next_up(residual), residual))
+        column = column + b.stride
+        store(b.w, i, count)
+        given = given + (where(b.last, count, none) if i == b.m - 1 else count)
+    missing = units - (across_sum(given) if b.wide else given)
+    most = fill(b.n - 1.0)
+    extra = where(missing < 0.0, missing, where(missing > most, missing - most, none))
+    if some(extra != 0.0):
+        add_at(b, top, extra)
+        missing = missing - extra
+    mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
+    most = fill(-HUGE)
+    for i in range(b.m):
+        v = load(b.w, i) + load(b.marks, i)
+        store(b.w, i, v)
+        most = larger(most, where(b.last, v, most) if i == b.m - 1 else v)
+    lead = first_equal(b, b.w, across_max(most) if b.wide else most)
+    if some(lead != top):
+        _restore_top(b, top, lead)
+    divide(b, fill(units))
+
+
+@device
+def _restore_top(b: Block, top: Any, lead: Any) -> None:
+    """Rounding has tied the top class with an earlier one: one unit moves to it from the weakest that was given one."""
+    weakest = fill(HUGE)
+    column = b.column
+    for i in range(b.m):
+        giver = (load(b.marks, i) > 0.0) & (column != top)
+        giver = giver & b.last if i == b.m - 1 else giver
+        weakest = where(giver, smaller(weakest, load(b.residual, i)), weakest)
+        column = column + b.stride
+    weakest = across_min(weakest) if b.wide else weakest
+    donor = fill(-1.0)
+    column = b.column
+    for i in range(b.m):
+        giver = (load(b.marks, i) > 0.0) & (column != top) & (load(b.residual, i) == weakest)
+        giver = giver & b.last if i == b.m - 1 else giver
+        donor = where(giver, larger(donor, column), donor)
+        column = column + b.stride
+    donor = across_max(donor) if b.wide else donor
+    donor = where(donor < 0.0, lead, donor)
+    unit = where(lead != top, fill(1.0), fill(0.0))
+    add_at(b, donor, 0.0 - unit)
+    add_at(b, top, unit)

@@ -1,0 +1,101 @@
+"""What compiler and kernels agree on: the layout of a job, and the numbers that stand for a choice.
+
+A program is a table of instructions; each is the address of a compiled function and up to `PARAMETERS` numbers.
+Policies are data: nothing is compiled for one, and an instruction that no policy uses is never compiled at all.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+PARAMETERS: Final = 8
+
+REMAINDER_DROP: Final = 0
+REMAINDER_SPREAD: Final = 1
+REMAINDER_OTHER: Final = 2
+REMAINDER_FILL: Final = 3
+
+#: Space flags of a program.
+SPACE_ANY: Final = 0
+SPACE_SIMPLEX: Final = 1
+SPACE_SIGMOID: Final = 2
+
+#: What the kernel found wrong with a row.
+OK: Final = 0
+NOT_FINITE: Final = 1
+NOT_SIMPLEX: Final = 2
+OUT_OF_RANGE: Final = 3
+
+PROBLEMS: Final = {
+    NOT_FINITE: "the model returned NaN or infinity",
+    NOT_SIMPLEX: "the model returned scores outside the declared space (simplex: non-negative and summing to one; "
+    "sigmoid: between zero and one)",
+    OUT_OF_RANGE: "a score is too large for the noise grid; put a clip before the noise",
+}
+
+
+class Step(IntEnum):
+    """Columns of a program's table: addresses of an instruction's function and of what belongs to it alone."""
+
+    FUNCTION = 0  # takes the job's address
+    PARAMS = 1  # float64 (PARAMETERS,)
+    DATA = 2  # such as a table of noise
+    SECRET = 3  # key material
+
+
+STEP: Final = len(Step)
+
+
+class Job(IntEnum):
+    """Places in the array of 64-bit integers that a kernel is given: sizes, flags, addresses, and floats by their bits.
+
+    One array costs less to pass than a dozen; whoever builds it keeps what it points at alive. From `FIRST` on stands
+    what is true of one block of rows and one instruction at a time; the kernel writes it, instructions read it.
+    """
+
+    SCORES = 0  # float32 or float64 (VECTORS, WIDTH), hardened in place
+    SINGLE = 1  # 1: float32
+    VECTORS = 2
+    WIDTH = 3
+    ROWS = 4  # input rows
+    PER_ROW = 5  # vectors of one input row
+    SPACE = 6
+    LOGITS = 7
+    TOLERANCE = 8  # in millionths
+    STEPS = 9  # int64 (COUNT, STEP)
+    COUNT = 10  # of instructions
+    DRAWS = 11  # 1: an instruction draws from a keystream
+    HARDEN = 12  # address of `program.harden`, compiled; 0: nothing to harden
+    CELL_KEY = 13  # uint64, key of the hash of quantised rows
+    SIGNS = 14  # float64, the signs behind cells
+    CELL_BITS = 15
+    NUMBERS = 16  # float64 scratch
+    WORDS = 17  # uint64 scratch
+    ROW = 18  # uint64 scratch for one canonical row
+    NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
+    SUMMARY = 20  # float64 (3, VECTORS rounded up to eights), filled in
+    INPUT_TABLE = 21  # int64 (INPUTS, 5)
+    INPUTS = 22
+    TAG_KEY = 23  # uint64, key of the hash of input rows
+    ROW_WORDS = 24
+    BITS = 25  # float64: bits that the whole answer can carry
+    RHO = 26  # float64: privacy loss of the whole answer
+    MOST_ENTROPY = 27  # float64: largest possible entropy of a row, in bits
+    OTHER = 28  # float64 (VECTORS, WIDTH): scores of the surrogate, for instructions that take one
+    CLIENT = 29  # uint32 (3,): the client's tag, for noise of its own
+    SCRATCH = 30  # float64 scratch of instructions that ask for it
+
+    FIRST = 31  # vector that the block starts with
+    WIDE = 32  # 1: one row; 0: eight rows side by side
+    LEADS = 33  # 1: the lanes at TOP hold the class that leads now
+    PARAMS = 34  # of this instruction, as in `Step`
+    DATA = 35
+    SECRET = 36
+
+
+#: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.
+OWN, TOP, PROBLEM = 40, 48, 56
+JOB: Final = 64
+#: Rows of the summary: entropy of the clean rows in bits, released labels, cells.
+SUMMARY: Final = 3
