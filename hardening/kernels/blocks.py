@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hardening.kernels.lanes import (
     WIDTH,
     across_max,
     across_min,
     across_sum,
     columns,
+    compress,
+    count_of,
     device,
     fill,
     fused,
@@ -25,9 +29,11 @@ from hardening.kernels.lanes import (
     smaller,
     where,
 )
-from hardening.kernels.memory import gather, load, scatter, store
+from hardening.kernels.memory import gather, load, scatter, store, store_at
 from hardening.kernels.words import fill_longs, numbers, tally
 
+#: A row of at least `LONG` classes is worked on by its few entries that count, if these are at most one in `FEW`.
+LONG, FEW = 256, 4
 #: Larger than anything that a row holds. Finite limits are not: masked scores are often the least float there is.
 HUGE = math.inf
 SUM_GRID = 2.0**40
@@ -221,3 +227,24 @@ def add_at(b: Block, column: Any, amount: Any) -> None:
     """Adds to one entry of each row."""
     at = place(b, column)
     scatter(b.w, at, gather(b.w, at) + amount)
+
+
+@device
+def compact(b: Block, a: Any, t: Any, values: Any, columns: Any) -> Any:
+    """The entries above t of a wide block's row, from left to right: their values, their columns; returns their number.
+
+    Stops where they turn out not to be few. `values` and `columns` have room for a vector more than the row; what
+    follows the entries means nothing.
+    """
+    count: Any = np.int64(0)
+    column, most = b.column, b.n // FEW
+    for i in range(b.m):
+        if count > most:
+            break
+        v = load(a, i)
+        above = (v > t) & b.last if i == b.m - 1 else v > t
+        store_at(values, count, compress(v, above))
+        store_at(columns, count, compress(column, above))
+        count += count_of(above)
+        column = column + b.stride
+    return count
