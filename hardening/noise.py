@@ -242,15 +242,14 @@ def reference_nonce(row: list[int], key: list[int]) -> bytes:
     """96-bit nonce of one canonical input row, as `kernels.tag` computes it, in Python's integers.
 
     Args:
-        row: 64-bit words, an even number of them.
-        key: 64-bit words, 22 more than the row has.
+        row: 64-bit words, a multiple of eight of them.
+        key: 64-bit words, 23 more than the row has.
     """
-    sums: list[int] = []
-    for shift in (20, 22):  # NH, in two passes
-        tail = key[shift:]
-        pairs = zip(row[::2], tail[::2], row[1::2], tail[1::2], strict=False)
-        total = sum(((x + j) % 2**64) * ((y + k) % 2**64) for x, j, y, k in pairs)
-        sums += [total % 2**64, total % 2**128 >> 64]
+    low = 2**32 - 1
+    sums = [  # NH, in four passes
+        sum(((x + k) & low) * (((x >> 32) + (k >> 32)) & low) for x, k in zip(row, key[shift:], strict=False)) % 2**64
+        for shift in (20, 21, 22, 23)
+    ]
     wide = [low | high << 64 for low, high in zip(key[0:20:2], key[1:20:2], strict=True)]
     first = (wide[0] + sum(c * v for c, v in zip(wide[1:5], sums, strict=True))) % 2**128
     second = (wide[5] + sum(c * v for c, v in zip(wide[6:], sums, strict=True))) % 2**128

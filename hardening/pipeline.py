@@ -156,7 +156,7 @@ class Program:
             step[Step.FUNCTION] = kernels.address(call)
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
-        cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), width + 1)
+        cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
         space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
@@ -221,7 +221,7 @@ class Task:
         scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
-        row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
+        row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
         self._tag = np.zeros(3, np.uint32)
         self._alive = (words, row, nonces)
         self._traces = (self._work, numbers, scratch, self.summary)
@@ -300,12 +300,12 @@ class Question:
             by_row = array.ndim > 0 and len(array) == rows
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
-            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 15) // 16 * 2))
+            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 7) // 8))
             each = by_row or array.shape[:1] == (1,)
             layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
-        self.words = int(self.table[:, 4].sum())
+        self.words = whole_words(int(self.table[:, 4].sum()))
         self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
@@ -315,6 +315,13 @@ def lanes_room(width: int) -> int:
     from hardening.kernels.lanes import WIDTH
 
     return WIDTH * (width if width <= NARROW else (width + WIDTH - 1) // WIDTH)
+
+
+def whole_words(count: int) -> int:
+    """64-bit words that the row hash takes for `count` of them."""
+    from hardening.kernels.tag import STRIDE
+
+    return max(1, (count + STRIDE - 1) // STRIDE) * STRIDE
 
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:

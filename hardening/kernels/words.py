@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 
 from hardening.kernels.lanes import (
     FLOATS,
+    I32,
     I64,
     I128,
     INT128,
@@ -134,12 +135,6 @@ def int128(b: ir.IRBuilder, low: Any, high: Any) -> Any:
     return b.or_(b.zext(low, I128), b.shl(b.zext(high, I128), ir.Constant(I128, 64)))
 
 
-@define(INT128, INT128, types.uint64, types.uint64)
-def multiply_add(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
-    """total + x y modulo 2**128, the product in full."""
-    return b.add(total, b.mul(b.zext(x, I128), b.zext(y, I128)))
-
-
 @define(INT128, INT128, INT128, types.uint64)
 def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
     """total + x y modulo 2**128, for a 128-bit x."""
@@ -147,13 +142,25 @@ def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
 
 
 @define(types.uint64, INT128)
-def low_half(b: ir.IRBuilder, x: Any) -> Any:
-    return b.trunc(x, I64)
-
-
-@define(types.uint64, INT128)
 def high_half(b: ir.IRBuilder, x: Any) -> Any:
     return b.trunc(b.lshr(x, ir.Constant(I128, 64)), I64)
+
+
+@define(LONGS, LONGS, LONGS, LONGS)
+def multiply_halves(b: ir.IRBuilder, total: Any, x: Any, key: Any) -> Any:
+    """One step of NH: total + (low half of x + low half of key) (high half + high half), halves modulo 2**32."""
+    halves = ir.VectorType(I32, 2 * WIDTH)
+    mixed = b.bitcast(b.add(b.bitcast(x, halves), b.bitcast(key, halves)), x.type)
+    low = b.and_(mixed, splat(b, ir.Constant(I64, 0xFFFFFFFF)))
+    return b.add(total, b.mul(low, b.lshr(mixed, splat(b, ir.Constant(I64, 32)))))
+
+
+@define(types.uint64, LONGS)
+def total_of(b: ir.IRBuilder, x: Any) -> Any:
+    """The sum of all lanes, modulo 2**64."""
+    name = "llvm.vector.reduce.add.v8i64"
+    function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(I64, [x.type]), name)
+    return b.call(function, [x])
 
 
 @define(FLOATS, LONGS)

@@ -23,13 +23,14 @@ def to_cells(job: int) -> None:
     """Rounds to multiples of p0 and keys what is drawn next on the result: nonces of the quantised rows alone."""
     j = fields(job)
     b, cell = block_of(j), params_of(j)[0]
-    key = carray(pointer(j[Job.CELL_KEY]), (tag.FINAL + b.n + 1 + tag.EXTRA,), np.uint64)
-    row = carray(pointer(j[Job.ROW]), (b.n + 1,), np.uint64)
+    words = (b.n + tag.STRIDE - 1) // tag.STRIDE * tag.STRIDE
+    key = carray(pointer(j[Job.CELL_KEY]), (tag.FINAL + words + tag.EXTRA,), np.uint64)
+    row = carray(pointer(j[Job.ROW]), (words,), np.uint64)
     question, nonces = nonces_of(j, 0), nonces_of(j, AREA)
     to_grid(b, 1.0 / cell)
-    words = (b.n + 1) // 2 * 2
+    for c in range(b.n, words):
+        row[c] = np.uint64(0)
     for k in range(1 if b.wide else WIDTH):
-        row[words - 1] = np.uint64(0)
         for c in range(b.n):
             v = b.w[c] if b.wide else b.w[WIDTH * c + k]
             row[c] = np.uint64(np.int64(v / cell))  # a power of two: exact
