@@ -92,6 +92,8 @@ class Job(IntEnum):
     PARAMS = 34  # of this instruction, as in `Step`
     DATA = 35
     SECRET = 36
+    LEFT = 37  # an instruction that knows which few entries are not zero leaves their number to the next one
+    FEW = 38  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
 
 
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.

@@ -139,9 +139,11 @@ def _spread_nonces(j: Any, first: int, wide: bool) -> None:
 def _run(j: Any, job: int) -> None:
     """Every instruction on the block at hand."""
     steps = carray(pointer(j[Job.STEPS]), (j[Job.COUNT], layout.STEP), np.int64)
+    j[Job.LEFT] = 0
     for s in range(j[Job.COUNT]):
         j[Job.PARAMS], j[Job.DATA] = steps[s, Step.PARAMS], steps[s, Step.DATA]
         j[Job.SECRET] = steps[s, Step.SECRET]
+        j[Job.FEW], j[Job.LEFT] = j[Job.LEFT], 0
         execute(steps[s, Step.FUNCTION], job)
 
 

@@ -20,6 +20,7 @@ from hardening.kernels.lanes import (
     some,
     where,
 )
+from hardening.kernels.layout import Job
 from hardening.kernels.memory import load, store
 from hardening.kernels.order import mark_largest
 
@@ -34,16 +35,18 @@ def types(job: int) -> None:
     """Nearest point of the simplex whose entries are multiples of 1/p0."""
     j = fields(job)
     b = block_of(j)
-    to_types(b, params_of(j)[0], top_of(j, b))
+    to_types(b, params_of(j)[0], top_of(j, b), j[Job.FEW])
 
 
 @device
-def to_types(b: Block, units: float, top: Any) -> None:
+def to_types(b: Block, units: float, top: Any, few: int) -> None:
     """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`.
 
-    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at.
+    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at; `few` is
+    their number where the instruction before has left them, else 0.
     """
-    few = compact(b, b.w, fill(0.0), b.residual, b.marks) if b.wide and b.n >= LONG else 0
+    if few == 0 and b.wide and b.n >= LONG:
+        few = compact(b, b.w, fill(0.0), b.residual, b.marks)
     if few == 0 or few > b.n // FEW:
         _round_types(b, units, top)
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from hardening.kernels import layout
 from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, block, compact, first_equal, place, sum_above
 from hardening.kernels.job import block_of, fields, forget_top, lead, own_of, params_of, report
@@ -21,6 +23,7 @@ from hardening.kernels.lanes import (
     some,
     where,
 )
+from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
 
 FIXED_POINT = 2.0**32
@@ -35,7 +38,8 @@ def project(job: int) -> None:
     j = fields(job)
     b, p, own = block_of(j), params_of(j), own_of(j)
     keep = p[0] > 0.0
-    far = project_block(b, keep, p[1], own)
+    far, few = project_block(b, keep, p[1], own)
+    j[Job.LEFT] = few
     report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
     if keep:
         lead(j, own)
@@ -107,54 +111,66 @@ def _to_fixed_point(b: Block) -> tuple[Any, Any]:
 
 
 @device
-def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, high: Any) -> bool:
-    """Projects a long row by its few entries that matter; False, and nothing is done, where they are not few."""
+def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, high: Any) -> Any:
+    """Projects a long row by its few entries that matter; 0, and nothing is done, where they are not few.
+
+    Otherwise what is returned is their number; their values are left in `residual`, their columns in `marks`.
+    """
     # The threshold of any part of a row is at most that of the row, and its best entries come close.
     parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
     least = larger(_threshold(parts, b.marks, mass, high - mass) - SLACK, high - mass) - margin
     few = compact(b, b.w, least, b.residual, b.marks)
     if few > b.n // FEW:
-        return False
+        return 0
     room = (few + WIDTH - 1) // WIDTH * WIDTH
     work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
     highest = high
     if keep:
         at = first_equal(work, b.marks, own)
         if lane(at, 0) >= few:
-            return False
+            return 0
         _pool_top(work, at)
         highest = gather(work.w, at)
     t = _project(work, mass, highest)
     if lane(t, 0) < lane(least, 0):  # pooling has brought others in
-        return False
+        return 0
     for i in range(b.m):
         store(b.w, i, fill(0.0))
+    for i in range(work.m):
+        store(b.residual, i, larger(load(b.residual, i) - t, fill(0.0)))
+    if keep:
+        add_at(work, at, fill(margin))
     for k in range(few):
-        b.w[int(b.marks[k])] = max(b.residual[k] - lane(t, 0), 0.0)
-    return True
+        b.w[int(b.marks[k])] = b.residual[k]
+    return few
 
 
 @device
-def project_block(b: Block, keep: bool, margin: float, own: Any) -> Any:
+def project_block(b: Block, keep: bool, margin: float, own: Any) -> tuple[Any, Any]:
     """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`.
 
-    Returns a mask of the rows with scores so large that sums in fixed point are not exact; their result is void.
+    Returns a mask of the rows with scores so large that sums in fixed point are not exact, whose result is void; and
+    the number of entries that are left as `_project_few` says, or 0.
     """
     low, high = _to_fixed_point(b)
     far = larger(high, 0.0 - low) > MOST_SCORE
+    few: Any = np.int64(0)
     if some(far):
-        return far
+        return far, few
     keep = keep and b.n > 1
     gap = margin if keep else 0.0
     if keep:
         add_at(b, own, fill(0.0 - gap))
-    if not (b.wide and b.n >= LONG and _project_few(b, keep, 1.0 - gap, gap, own, high)):
-        if keep:
-            _pool_top(b, own)
-            high = gather(b.w, place(b, own))
-        t = _project(b, 1.0 - gap, high)
-        for i in range(b.m):
-            store(b.w, i, larger(load(b.w, i) - t, fill(0.0)))
+    if b.wide and b.n >= LONG:
+        few = _project_few(b, keep, 1.0 - gap, gap, own, high)
+    if few > 0:
+        return far, few
+    if keep:
+        _pool_top(b, own)
+        high = gather(b.w, place(b, own))
+    t = _project(b, 1.0 - gap, high)
+    for i in range(b.m):
+        store(b.w, i, larger(load(b.w, i) - t, fill(0.0)))
     if keep:
         add_at(b, own, fill(gap))
-    return far
+    return far, few
