@@ -8,7 +8,21 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardening.kernels.lanes import DOUBLE, FLOATS, I32, I64, LONGS, MASK, WIDTH, WORDS, device, splat, vector
+from hardening.kernels.lanes import (
+    DOUBLE,
+    FLOATS,
+    I32,
+    I64,
+    LONGS,
+    MASK,
+    MORE_WORDS,
+    WIDTH,
+    WORDS,
+    LanesType,
+    device,
+    splat,
+    vector,
+)
 from hardening.kernels.words import integers, to_floats
 
 
@@ -65,16 +79,20 @@ def load_longs(_context: Any, array: Any, index: Any) -> Any:
     return LONGS(array, types.int64), codegen
 
 
-@intrinsic
-def load_words(_context: Any, array: Any, index: Any) -> Any:
-    """Elements 8 * index to 8 * index + 7 of a uint32 array, twice."""
+def _load_words(kind: LanesType) -> Any:
+    def load_words(_context: Any, array: Any, index: Any) -> Any:
+        def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            eight = b.load(_place(context, b, signature.args[0], args[0], args[1], vector(I32)), align=4)
+            lanes = [i % WIDTH for i in range(kind.representation.count)]
+            return b.shuffle_vector(eight, eight, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
-    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        eight = b.load(_place(context, b, signature.args[0], args[0], args[1], vector(I32)), align=4)
-        twice = ir.Constant(WORDS.representation, [*range(WIDTH), *range(WIDTH)])
-        return b.shuffle_vector(eight, ir.Constant(eight.type, ir.Undefined), twice)
+        return kind(array, types.int64), codegen
 
-    return WORDS(array, types.int64), codegen
+    return intrinsic(load_words)
+
+
+#: Elements 8 * index to 8 * index + 7 of a uint32 array, over and over.
+load_twice, load_four_times = _load_words(WORDS), _load_words(MORE_WORDS)
 
 
 @intrinsic
