@@ -226,7 +226,7 @@ def table_weights(table: NoiseTable) -> dict[int, int]:
 
 
 def round_keys(cipher: str, secret: bytes) -> NDArray[np.uint32] | NDArray[np.uint64]:
-    """What the cipher's kernel is given of 32 bytes: all of them for ChaCha20, round keys of the first 16 for AES-128."""
+    """What the cipher's kernel is given of 32 bytes: them for ChaCha20, round keys of the first 16 for AES-128."""
     if cipher == "chacha20":
         return np.frombuffer(secret, "<u4").astype(np.uint32)
     return schedule.expand(secret[: schedule.SECRET])
