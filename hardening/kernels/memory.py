@@ -20,7 +20,6 @@ from hardening.kernels.lanes import (
     WORDS,
     LanesType,
     device,
-    splat,
     vector,
 )
 from hardening.kernels.words import integers, to_floats
@@ -57,11 +56,11 @@ def store_stream(_context: Any, array: Any, word: Any, low: Any, high: Any) -> A
     """64-bit words from their halves; that of lane 8 h + l goes to element ``64 * h + 8 * word + l``."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        array_type, wide = signature.args[0], LONGS.representation
-        for group in range(args[2].type.count // WIDTH):
-            chosen = ir.Constant(vector(I32), [group * WIDTH + i for i in range(WIDTH)])
-            halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in args[2:]]
-            joined = b.or_(b.zext(halves[0], wide), b.shl(b.zext(halves[1], wide), splat(b, ir.Constant(I64, 32))))
+        array_type, wide, lanes = signature.args[0], LONGS.representation, args[2].type.count
+        for group in range(lanes // WIDTH):
+            pairs = [i for k in range(group * WIDTH, (group + 1) * WIDTH) for i in (k, lanes + k)]
+            chosen = ir.Constant(ir.VectorType(I32, 2 * WIDTH), pairs)
+            joined = b.bitcast(b.shuffle_vector(args[2], args[3], chosen), wide)
             index = b.add(args[1], ir.Constant(I64, group * WIDTH))
             b.store(joined, _place(context, b, array_type, args[0], index, wide), align=8)
         return context.get_dummy_value()

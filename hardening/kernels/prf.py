@@ -17,7 +17,7 @@ from typing import Any
 
 from hardening.kernels.lanes import WIDTH, device
 from hardening.kernels.memory import gather_longs
-from hardening.kernels.words import add_to_longs, below, low_bits, numbers, shift_right, where_longs
+from hardening.kernels.words import below, less, low_bits, shift_right, where_longs
 
 #: 64-bit words in a unit.
 UNIT = 8
@@ -35,4 +35,4 @@ def draw(raw: Any, table: Any, bits: int, offset: int) -> Any:
     entry = gather_longs(table, slot)
     keep = below(low_bits(raw, 64 - bits), shift_right(entry, bits))
     drawn = where_longs(keep, slot, low_bits(entry, bits))
-    return numbers(add_to_longs(drawn, -offset))
+    return less(drawn, offset)

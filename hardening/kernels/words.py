@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from hardening.kernels.lanes import (
+    DOUBLE,
     FLOATS,
     I32,
     I64,
@@ -110,11 +111,6 @@ def tally(b: ir.IRBuilder, count: Any, mask: Any) -> Any:
     return b.add(count, b.zext(mask, LONGS.representation))
 
 
-@define(LONGS, LONGS, types.int64)
-def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-    return b.add(x, splat(b, y))
-
-
 @define(LONGS, MASK, LONGS, LONGS)
 def where_longs(b: ir.IRBuilder, mask: Any, x: Any, y: Any) -> Any:
     return b.select(mask, x, y)
@@ -175,3 +171,11 @@ def integers(b: ir.IRBuilder, x: Any) -> Any:
 def numbers(b: ir.IRBuilder, x: Any) -> Any:
     """Signed integers as floats."""
     return b.sitofp(x, FLOATS.representation)
+
+
+@define(FLOATS, LONGS, types.int64)
+def less(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """x - y as floats, for x and y below 2**51; from the bits of 2**52 + x, since not every machine converts longs."""
+    one = ir.Constant(LONGS.representation, [0x4330000000000000] * WIDTH)
+    base = b.sitofp(b.add(y, ir.Constant(I64, 1 << 52)), DOUBLE)
+    return b.fsub(b.bitcast(b.or_(x, one), FLOATS.representation), splat(b, base))

@@ -8,9 +8,9 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import aes, chacha20, layout, prf, tag
-from hardening.kernels.blocks import extremes, to_grid
+from hardening.kernels.blocks import to_grid
 from hardening.kernels.job import AREA, block_of, fields, forget_top, nonces_of, params_of, report, stream_of
-from hardening.kernels.lanes import WIDTH, device, fill, larger, outer, pointer, rint, where
+from hardening.kernels.lanes import WIDTH, across_max, device, fabs, fill, larger, outer, pointer, rint, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import load, load_longs, store
 
@@ -59,13 +59,12 @@ def _noise(job: int, key: Any, along: Any, across: Any) -> None:
     """
     j = fields(job)
     b, p = block_of(j), params_of(j)
-    low, high = extremes(b, b.w)
-    far = larger(high, 0.0 - low) * p[1] > MOST_STEPS
-    report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
-    table = carray(pointer(j[Job.DATA]), (1 << int(p[2]),), np.uint64)
+    bits, offset = int(p[2]), int(p[3])
+    table = carray(pointer(j[Job.DATA]), (1 << bits,), np.uint64)
     nonces, raw = nonces_of(j, AREA if p[4] > 0.0 else 0), stream_of(j)
     if p[5] > 0.0:
         nonces = _personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
+    step, steps, most = fill(p[0]), fill(p[1]), fill(0.0)
     for start in range(0, b.m, prf.CHUNK):
         count = min(b.m - start, prf.CHUNK)
         if b.wide:
@@ -73,8 +72,13 @@ def _noise(job: int, key: Any, along: Any, across: Any) -> None:
         else:
             across(key, nonces, start // prf.UNIT, count, raw)
         for i in range(count):
-            z = prf.draw(load_longs(raw, i), table, int(p[2]), int(p[3]))
-            store(b.w, start + i, (rint(load(b.w, start + i) * p[1]) + z) * p[0])
+            z = prf.draw(load_longs(raw, i), table, bits, offset)
+            units = rint(load(b.w, start + i) * steps)
+            within = where(b.last, units, fill(0.0)) if start + i == b.m - 1 else units
+            most = larger(most, fabs(within))
+            store(b.w, start + i, (units + z) * step)
+    far = (across_max(most) if b.wide else most) > MOST_STEPS
+    report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
     forget_top(j)
 
 
