@@ -14,7 +14,7 @@ from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from hardening.kernels import aes, chacha20, memory, prf
-from hardening.kernels.schedule import expand, substitute
+from hardening.kernels.schedule import expand, spread, substitute, together
 from hardening.noise import CIPHERS, SECRET_BYTES, reference_stream, round_keys
 
 #: What this machine can run of the forms of AES.
@@ -68,8 +68,9 @@ def test_key_expansion() -> None:
     keys = expand(bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")).tobytes()
     assert keys[16:32].hex() == "a0fafe1788542cb123a339392a6c7605"
     assert keys[-16:].hex() == "d014f9a8c9ee2589e13f0cc8b6630ca6"
-    assert [substitute(x) for x in (0x00, 0x01, 0x53, 0x9A, 0xFF)] == [0x63, 0x7C, 0xED, 0xB8, 0x16]
-    assert sorted(substitute(x) for x in range(256)) == list(range(256))
+    boxed = b"".join(together(substitute(spread(bytes(range(x, x + 4))))) for x in range(0, 256, 4))
+    assert [boxed[x] for x in (0x00, 0x01, 0x53, 0x9A, 0xFF)] == [0x63, 0x7C, 0xED, 0xB8, 0x16]
+    assert sorted(boxed) == list(range(256))
     with pytest.raises(ValueError, match="16 bytes, not 15"):
         expand(bytes(15))
 

@@ -11,23 +11,38 @@ ROUNDS = 10
 SECRET = 16
 
 
+#: The lowest bit of each of four bytes that lie side by side, 16 bits apart.
+_LOW = 0x0001_0001_0001_0001
+
+
+def spread(octets: bytes) -> int:
+    """Four bytes side by side, the first one lowest."""
+    return int.from_bytes(b"".join(bytes((octet, 0)) for octet in octets), "little")
+
+
+def together(fields: int) -> bytes:
+    """What `spread` took apart."""
+    return fields.to_bytes(8, "little")[::2]
+
+
 def _times(x: int, y: int) -> int:
-    """Product in the field of FIPS 197, section 4.2, without a branch or a table."""
+    """Products of four bytes each in the field of FIPS 197, section 4.2."""
     product = 0
     for bit in range(8):
-        product ^= -(y >> bit & 1) & x
-        x = x << 1 ^ -(x >> 7) & 0x11B
+        product ^= (y >> bit & _LOW) * 0xFF & x
+        x <<= 1
+        x ^= (x >> 8 & _LOW) * 0x11B
     return product
 
 
 def substitute(x: int) -> int:
-    """The S-box of FIPS 197, section 5.1.1: x to the power 254, its bits mixed."""
-    inverse, power = 1, x
+    """The S-box of FIPS 197, section 5.1.1, on four bytes: each to the power 254, its bits mixed."""
+    inverse, power = _LOW, x
     for _ in range(7):
         power = _times(power, power)
         inverse = _times(inverse, power)
     twice = inverse * 0x101
-    return (twice ^ twice >> 4 ^ twice >> 5 ^ twice >> 6 ^ twice >> 7) & 0xFF ^ 0x63
+    return (twice ^ twice >> 4 ^ twice >> 5 ^ twice >> 6 ^ twice >> 7) & 0xFF * _LOW ^ 0x63 * _LOW
 
 
 def expand(secret: bytes) -> NDArray[np.uint64]:
@@ -37,12 +52,11 @@ def expand(secret: bytes) -> NDArray[np.uint64]:
     """
     if len(secret) != SECRET:
         raise ValueError(f"secret: AES-128 takes {SECRET} bytes, not {len(secret)}")
-    words, constant = [secret[i : i + 4] for i in range(0, SECRET, 4)], 1
+    words, constant = [spread(secret[i : i + 4]) for i in range(0, SECRET, 4)], 1
     for i in range(4, 4 * (ROUNDS + 1)):
         before = words[-1]
         if i % 4 == 0:
-            before = bytes(substitute(x) for x in before[1:] + before[:1])
-            before = bytes([before[0] ^ constant]) + before[1:]
+            before = substitute(before >> 16 | (before & 0xFF) << 48) ^ constant
             constant = _times(constant, 2)
-        words.append(bytes(x ^ y for x, y in zip(words[-4], before, strict=True)))
-    return np.frombuffer(b"".join(words), "<u8").astype(np.uint64)
+        words.append(words[-4] ^ before)
+    return np.frombuffer(b"".join(map(together, words)), "<u8").astype(np.uint64)
