@@ -16,7 +16,7 @@ from hardening import kernels
 from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
-from hardening.noise import Key, derive, noise_table, packed
+from hardening.noise import Key, derive, noise_table, packed, round_keys
 from hardening.transforms import Op, State, Transform
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
@@ -152,7 +152,8 @@ class Program:
                 context = transform.context()
                 seen[context] = seen.get(context, -1) + 1
                 secret = derive(key, "noise", model_digest, output, seen[context], *context)
-                step[Step.SECRET] = self._keep(np.frombuffer(secret, "<u4").astype(np.uint32))
+                step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
+                call = f"{call}_{key.cipher.replace('-', '_')}"
             step[Step.FUNCTION] = kernels.address(call)
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)

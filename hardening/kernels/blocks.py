@@ -94,9 +94,16 @@ def extremes(b: Block, a: Any) -> tuple[Any, Any]:
 
 @device
 def largest(b: Block, a: Any) -> Any:
-    m = fill(-HUGE)
-    for i in range(b.m - 1):
-        m = larger(m, load(a, i))
+    m0, m1, m2, m3 = fill(-HUGE), fill(-HUGE), fill(-HUGE), fill(-HUGE)
+    i = 0
+    while i + 4 < b.m:  # four, so that a comparison does not wait for the one before
+        m0, m1 = larger(m0, load(a, i)), larger(m1, load(a, i + 1))
+        m2, m3 = larger(m2, load(a, i + 2)), larger(m3, load(a, i + 3))
+        i += 4
+    while i < b.m - 1:
+        m0 = larger(m0, load(a, i))
+        i += 1
+    m = larger(larger(m0, m1), larger(m2, m3))
     m = larger(m, where(b.last, load(a, b.m - 1), m))
     return across_max(m) if b.wide else m
 
@@ -104,10 +111,17 @@ def largest(b: Block, a: Any) -> Any:
 @device
 def first_equal(b: Block, a: Any, value: Any) -> Any:
     """First column that holds `value`; n if there is none."""
-    first, column = fill(float(b.n)), b.column
-    for i in range(b.m):
-        first = smaller(first, where(load(a, i) == value, column, first))
-        column = column + b.stride
+    none = fill(float(b.n))
+    first, second, column, next_column, two = none, none, b.column, b.column + b.stride, b.stride + b.stride
+    i = 0
+    while i + 2 <= b.m:
+        first = smaller(first, where(load(a, i) == value, column, none))
+        second = smaller(second, where(load(a, i + 1) == value, next_column, none))
+        column, next_column = column + two, next_column + two
+        i += 2
+    if i < b.m:
+        first = smaller(first, where(load(a, i) == value, column, none))
+    first = smaller(first, second)
     return across_min(first) if b.wide else first
 
 

@@ -121,14 +121,14 @@ def _write(b: Block, j: Any, first: int) -> None:
 
 @device
 def _spread_nonces(j: Any, first: int, wide: bool) -> None:
-    """Nonce and first counter of each lane's vector: vectors of one row follow each other in its keystream."""
+    """Nonce and first unit of each lane's vector: vectors of one row follow each other in its keystream."""
     nonces, out = carray(pointer(j[Job.NONCES]), (3 * j[Job.ROWS],), np.uint32), nonces_of(j, 0)
     n, per_row = j[Job.WIDTH], j[Job.PER_ROW]
     row, behind = first // per_row, first % per_row
     for k in range(WIDTH):
         for i in range(3):
             out[WIDTH * i + k] = nonces[3 * row + i]
-        out[3 * WIDTH + k] = np.uint32(behind * ((n + prf.BLOCK - 1) // prf.BLOCK))
+        out[3 * WIDTH + k] = np.uint32(behind * ((n + prf.UNIT - 1) // prf.UNIT))
         if not wide:
             behind += 1
             if behind == per_row:

@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from hardening.kernels.lanes import (
+    DOUBLE,
     FLOATS,
     I32,
     I64,
@@ -37,24 +38,20 @@ def repeat(_context: Any, like: Any, word: Any) -> Any:
     return like(like, types.uint32), codegen
 
 
-@define(WORDS, types.uint32)
-def count_twice(b: ir.IRBuilder, first: Any) -> Any:
-    """first in lanes 0 to 7, first + 1 in lanes 8 to 15, modulo 2**32."""
-    steps = ir.Constant(WORDS.representation, [0] * WIDTH + [1] * WIDTH)
-    return b.add(splat(b, first, 2 * WIDTH), steps)
-
-
-def _count(kind: LanesType) -> Any:
+def _count(kind: LanesType, times: int) -> Any:
     def emit(b: ir.IRBuilder, first: Any) -> Any:
         lanes = kind.representation.count
-        return b.add(splat(b, first, lanes), ir.Constant(kind.representation, list(range(lanes))))
+        steps = ir.Constant(kind.representation, [i // times for i in range(lanes)])
+        return b.add(splat(b, first, lanes), steps)
 
     emit.__name__ = f"count_in_{kind.name}"
     return define(kind, types.uint32)(emit)
 
 
-#: first, first + 1, ... for sixteen lanes and for thirty-two, modulo 2**32.
-count_from, count_on_from = _count(WORDS), _count(MORE_WORDS)
+#: first, first + 1, ... modulo 2**32, for sixteen lanes and for thirty-two.
+count_from, count_on_from = _count(WORDS, 1), _count(MORE_WORDS, 1)
+#: The same, each number in eight lanes.
+count_twice, count_four_times = _count(WORDS, WIDTH), _count(MORE_WORDS, WIDTH)
 
 
 def _of_words(emit: Callable[..., Any]) -> Any:
@@ -112,11 +109,6 @@ def fill_longs(b: ir.IRBuilder, x: Any) -> Any:
 def tally(b: ir.IRBuilder, count: Any, mask: Any) -> Any:
     """One more where the mask is set; integers add in one cycle, floats in four."""
     return b.add(count, b.zext(mask, LONGS.representation))
-
-
-@define(LONGS, LONGS, types.int64)
-def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-    return b.add(x, splat(b, y))
 
 
 @define(LONGS, MASK, LONGS, LONGS)
@@ -179,3 +171,11 @@ def integers(b: ir.IRBuilder, x: Any) -> Any:
 def numbers(b: ir.IRBuilder, x: Any) -> Any:
     """Signed integers as floats."""
     return b.sitofp(x, FLOATS.representation)
+
+
+@define(FLOATS, LONGS, types.int64)
+def less(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """x - y as floats, for x and y below 2**51; from the bits of 2**52 + x, since not every machine converts longs."""
+    one = ir.Constant(LONGS.representation, [0x4330000000000000] * WIDTH)
+    base = b.sitofp(b.add(y, ir.Constant(I64, 1 << 52)), DOUBLE)
+    return b.fsub(b.bitcast(b.or_(x, one), FLOATS.representation), splat(b, base))

@@ -90,7 +90,7 @@ class Noise(Transform):
             )
         assumptions = [
             "models are compared by the scores that enter the noise",
-            "the key stays secret",
+            "the key stays secret, and without it its cipher, AES-128 or ChaCha20, cannot be told from chance",
             "the clean scores are those that the runtime returned",
         ]
         unit = "distinct input" if self.key == "input" else "answer"
