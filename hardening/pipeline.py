@@ -337,7 +337,7 @@ def _hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
     return np.frombuffer(hashlib.shake_256(secret).digest(8 * (tag.FINAL + words + tag.EXTRA)), "<u8")
 
 
-def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.float64]:
+def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.uint8]:
     """Secret signs behind the cells that coverage counts, for `kernels.summary.cells_of`."""
     from hardening.kernels.lanes import WIDTH
     from hardening.kernels.summary import FOLD
@@ -346,6 +346,4 @@ def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArr
     seed = derive(key, *purpose) if key else hashlib.blake2b(repr(purpose).encode(), digest_size=32).digest()
     padded = (width + WIDTH - 1) // WIDTH * WIDTH
     stream = np.frombuffer(hashlib.shake_256(seed).digest((padded + FOLD) // 8), np.uint8)
-    signs = np.unpackbits(stream).astype(np.float64) * 2.0 - 1.0
-    signs[width:padded] = 0.0
-    return signs
+    return np.left_shift(np.unpackbits(stream), np.uint8(7))

@@ -68,7 +68,7 @@ class Job(IntEnum):
     DRAWS = 11  # 1: an instruction draws from a keystream
     HARDEN = 12  # address of `program.harden`, compiled; 0: nothing to harden
     CELL_KEY = 13  # uint64, key of the hash of quantised rows
-    SIGNS = 14  # float64, the signs behind cells
+    SIGNS = 14  # uint8, the signs behind cells
     CELL_BITS = 15
     NUMBERS = 16  # float64 scratch
     WORDS = 17  # uint64 scratch

@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 from hardening.kernels.lanes import (
     DOUBLE,
     FLOATS,
+    I8,
     I32,
     I64,
     LONGS,
@@ -20,6 +21,7 @@ from hardening.kernels.lanes import (
     WORDS,
     LanesType,
     device,
+    splat,
     vector,
 )
 from hardening.kernels.words import integers, to_floats
@@ -38,6 +40,19 @@ def load(_context: Any, array: Any, index: Any) -> Any:
         return b.load(_place(context, b, signature.args[0], args[0], args[1], FLOATS.representation), align=8)
 
     return FLOATS(array, types.int64), codegen
+
+
+@intrinsic
+def flip(_context: Any, values: Any, signs: Any, index: Any) -> Any:
+    """Floats, negated where elements 8 * index and on of a uint8 array are 128; elsewhere these are 0."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        wide = LONGS.representation
+        octets = b.load(_place(context, b, signature.args[1], args[1], args[2], vector(I8)), align=1)
+        bits = b.shl(b.zext(octets, wide), splat(b, ir.Constant(I64, 56)))
+        return b.bitcast(b.xor(b.bitcast(args[0], wide), bits), args[0].type)
+
+    return FLOATS(FLOATS, signs, types.int64), codegen
 
 
 @intrinsic

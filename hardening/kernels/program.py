@@ -151,7 +151,7 @@ def _run(j: Any, job: int) -> None:
 def _harden(j: Any, job: int) -> int:
     n, vectors = j[Job.WIDTH], j[Job.VECTORS]
     room, places = room_of(n), summary_room(j[Job.VECTORS])
-    signs = carray(pointer(j[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.float64)
+    signs = carray(pointer(j[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.uint8)
     fold = carray(pointer(j[Job.NUMBERS] + 8 * SCRATCH_VECTORS * room), (SCRATCH_NUMBERS,), np.float64)
     out = carray(pointer(j[Job.SUMMARY]), (SUMMARY * places,), np.float64)
     tolerance = float(j[Job.TOLERANCE]) * 1e-6

@@ -31,7 +31,7 @@ from hardening.kernels.lanes import (
     splat,
     where,
 )
-from hardening.kernels.memory import load, store
+from hardening.kernels.memory import flip, load, store
 from hardening.kernels.words import numbers
 
 #: Numbers that a row is folded to before its cell is read off.
@@ -164,30 +164,35 @@ def _turn(fold: Any, distance: int) -> None:
 
 
 @device
+def _sign(bit: Any) -> float:
+    return 1.0 if bit == 0 else -1.0
+
+
+@device
 def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
     """The sign pattern of a secret random projection, `bits` of it, as a number.
 
-    A locality-sensitive hash (Charikar 2002): the row is folded to 16 numbers with secret signs (`signs`, padded with
-    zeros to whole vectors), turned by a Walsh-Hadamard transform (Ailon & Chazelle 2006) with the 16 more signs at its
-    end, and read off by sign.
+    A locality-sensitive hash (Charikar 2002): the row is folded to 16 numbers with secret signs (`signs`: uint8, 0 or
+    128, padded to whole vectors), turned by a Walsh-Hadamard transform (Ailon & Chazelle 2006) with the 16 more signs
+    at its end, and read off by sign.
     """
     more = (len(signs) - FOLD) // WIDTH
     if b.wide:
         even, odd = fill(0.0), fill(0.0)
         for i in range(0, b.m, 2):
-            even = even + load(b.w, i) * load(signs, i)
+            even = even + flip(load(b.w, i), signs, i)
             if i + 1 < b.m:
-                odd = odd + load(b.w, i + 1) * load(signs, i + 1)
-        even = butterfly_4(butterfly_2(butterfly_1(even * load(signs, more))))
-        odd = butterfly_4(butterfly_2(butterfly_1(odd * load(signs, more + 1))))
+                odd = odd + flip(load(b.w, i + 1), signs, i + 1)
+        even = butterfly_4(butterfly_2(butterfly_1(flip(even, signs, more))))
+        odd = butterfly_4(butterfly_2(butterfly_1(flip(odd, signs, more + 1))))
         cell = bits_of(even + odd > 0.0) + 256 * bits_of(even - odd > 0.0)
         return fill(float(cell % (1 << bits)))
     turned = len(signs) - FOLD
     for k in range(FOLD):
-        store(fold, k, load(b.w, k) * (signs[k] * signs[turned + k]) if k < b.n else fill(0.0))
+        store(fold, k, load(b.w, k) * _sign(signs[k] ^ signs[turned + k]) if k < b.n else fill(0.0))
     for i in range(FOLD, b.m):
         k = i % FOLD
-        store(fold, k, load(fold, k) + load(b.w, i) * (signs[i] * signs[turned + k]))
+        store(fold, k, load(fold, k) + load(b.w, i) * _sign(signs[i] ^ signs[turned + k]))
     _turn(fold, 1)
     _turn(fold, 4)
     cells, one, none = fill(0.0), fill(1.0), fill(0.0)

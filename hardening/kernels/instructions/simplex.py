@@ -119,6 +119,8 @@ def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, hig
     # The threshold of any part of a row is at most that of the row, and its best entries come close.
     parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
     least = larger(_threshold(parts, b.marks, mass, high - mass) - SLACK, high - mass) - margin
+    if keep:  # what is above the top class is pooled with it
+        least = smaller(least, gather(b.w, place(b, own)) - SLACK)
     few = compact(b, b.w, least, b.residual, b.marks)
     if few > b.n // FEW:
         return 0
@@ -127,8 +129,6 @@ def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, hig
     highest = high
     if keep:
         at = first_equal(work, b.marks, own)
-        if lane(at, 0) >= few:
-            return 0
         _pool_top(work, at)
         highest = gather(work.w, at)
     t = _project(work, mass, highest)
