@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from hardening.kernels.evidence import seen, weigh
 from hardening.kernels.lanes import call_at, device, outer, pointer
-from hardening.kernels.layout import JOB, SUMMARY, Job
+from hardening.kernels.layout import JOB, LANES, REMEMBERED, SUMMARY, Job
 from hardening.kernels.program import summary_room
 
 HISTOGRAM_BINS = 8
@@ -17,7 +18,7 @@ LABEL_BINS = 32
 CELL_BITS = 12
 
 #: One client. Fields of a kind stand together, so that a kernel sees each kind as one array. Counts of rows by bin stop
-#: at 2**32 - 1.
+#: at 2**32 - 1. The first `HOT` bytes, two cache lines, are what every row changes; of the rest it touches a line each.
 ROW = np.dtype(
     [
         ("queries", np.int64),
@@ -26,13 +27,23 @@ ROW = np.dtype(
         ("bits", np.float64),
         ("rho", np.float64),
         ("entropy", np.float64),
+        ("wealth", np.float64),
+        ("firsts", np.uint32),
+        ("restarts", np.uint32),
+        ("excess", np.float64, LANES),
+        ("recent", np.uint32, REMEMBERED),
         ("histogram", np.uint32, HISTOGRAM_BINS),
+        ("sums", np.uint32, LANES),
         ("labels", np.uint32, LABEL_BINS),
         ("cells", np.uint8, (1 << CELL_BITS) // 8),
     ]
 )
 _SIZE = ROW.itemsize
-_REALS, _HISTOGRAM, _LABELS, _CELLS = (int(ROW.fields[f][1]) for f in ("bits", "histogram", "labels", "cells"))  # type: ignore[index]
+(_REALS, _WEALTH, _FIRSTS, _EXCESS, _RECENT, _HISTOGRAM, _SUMS, _LABELS, _CELLS) = (
+    int(ROW.fields[f][1])  # type: ignore[index]
+    for f in ("bits", "wealth", "firsts", "excess", "recent", "histogram", "sums", "labels", "cells")
+)
+HOT = _RECENT
 
 
 @device
@@ -68,9 +79,6 @@ def settle(table: int, slot: int, job: Any) -> None:
 def enter(table: int, slot: int, job: Any) -> None:
     base, vectors = table + slot * _SIZE, job[Job.VECTORS]
     counts, reals = _counts(table, slot), carray(pointer(base + _REALS), (3,), np.float64)
-    histogram = carray(pointer(base + _HISTOGRAM), (HISTOGRAM_BINS,), np.uint32)
-    labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
-    cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
     places = summary_room(vectors)
     summary = carray(pointer(job[Job.SUMMARY]), (SUMMARY, places), np.float64)
     costs = carray(pointer(job.ctypes.data), (JOB,), np.float64)
@@ -78,15 +86,97 @@ def enter(table: int, slot: int, job: Any) -> None:
     reals[1] += costs[Job.RHO]
     if job[Job.WIDTH] == 0:
         return
-    counts[1] += vectors
     counts[2] = max(counts[2], job[Job.WIDTH])
-    most = costs[Job.MOST_ENTROPY]
+    most, baseline = costs[Job.MOST_ENTROPY], job[Job.BASELINE]
     scale = HISTOGRAM_BINS / most if most > 0.0 else 0.0
     total = 0.0  # in a register: memory would be read back at every step
     for v in range(vectors):
         entropy, label, cell = summary[0, v], np.int64(summary[1, v]), np.int64(summary[2, v])
         total += entropy
-        _count(histogram, min(np.int64(entropy * scale), HISTOGRAM_BINS - 1))
-        _count(labels, label % LABEL_BINS)
-        cells[cell >> 3] |= np.uint8(1 << (cell & 7))
+        if baseline != 0:
+            row = v // job[Job.PER_ROW]
+            nearly = job[Job.DUPLICATES] != 0 and carray(pointer(job[Job.DUPLICATES]), (job[Job.ROWS],), np.uint8)[row]
+            key = _question(job, row) if job[Job.NAMED] > 0 else _answer(entropy, label, cell, summary[3, v])
+            _first(base, baseline, key, entropy, label, cell, summary[3, v], nearly)
+        _enter_row(base, scale, entropy, label, cell)
+    counts[1] += vectors
     reals[2] += total
+
+
+@device
+def _enter_row(base: int, scale: float, entropy: float, label: int, cell: int) -> None:
+    histogram = carray(pointer(base + _HISTOGRAM), (HISTOGRAM_BINS,), np.uint32)
+    labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
+    cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
+    _count(histogram, min(np.int64(entropy * scale), HISTOGRAM_BINS - 1))
+    _count(labels, label % LABEL_BINS)
+    cells[cell >> 3] |= np.uint8(1 << (cell & 7))
+
+
+@device
+def _question(job: Any, row: int) -> Any:
+    """What a question is remembered by: a word of its nonce."""
+    return carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)[3 * row]
+
+
+@device
+def _answer(entropy: float, label: int, cell: int, margin: float) -> Any:
+    """The same for questions without a name: those with one clean answer pass for one question."""
+    mixed = np.int64(entropy * 2.0**40) * 31 + np.int64(margin * 2.0**40)
+    mixed = (mixed * 4097 + cell) * 1048583 + label
+    mixed = np.uint64(mixed) * np.uint64(0x9E3779B97F4A7C15)
+    return np.uint32(mixed >> np.uint64(32))
+
+
+@device
+def _first(
+    base: int, baseline: int, key: Any, entropy: float, label: int, cell: int, margin: float, nearly: bool
+) -> None:
+    """Gathers evidence from a row unless its question was asked a short while ago; before `_enter_row`."""
+    recent = carray(pointer(base + _RECENT), (REMEMBERED,), np.uint32)
+    key = max(key, np.uint32(1))
+    if seen(recent, key):
+        return
+    firsts = carray(pointer(base + _FIRSTS), (1,), np.uint32)
+    recent[firsts[0] % np.uint32(REMEMBERED)] = key
+    labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
+    cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
+    observed = 0
+    for k in range(LABEL_BINS):
+        observed += np.int64(labels[k])
+    same = labels[label % LABEL_BINS] / max(observed, 1)
+    new = cells[cell >> 3] & np.uint8(1 << (cell & 7)) == 0
+    weigh(
+        baseline,
+        base + _FIRSTS,
+        base + _WEALTH,
+        base + _EXCESS,
+        base + _SUMS,
+        entropy,
+        margin,
+        same,
+        new,
+        nearly,
+    )
+
+
+def fold(table: int, baseline: int, most: float, slots: Any, keys: Any, rows: Any, nearly: Any) -> None:
+    """Enter rows of many clients, one after another, as `settle` does: what a log holds, or another process saw.
+
+    Args:
+        baseline: address of the numbers at `Job.BASELINE`, or 0.
+        most: largest possible entropy, bits.
+        slots: int64 ``(n,)``. keys: uint32 ``(n,)``, what the questions are remembered by.
+        rows: float64 ``(n, SUMMARY)``, as in the summary of a job. nearly: uint8 ``(n,)``, as `Job.DUPLICATES`.
+    """
+    scale = HISTOGRAM_BINS / most if most > 0.0 else 0.0
+    for i in range(len(slots)):
+        base = table + slots[i] * _SIZE
+        counts, reals = _counts(table, slots[i]), carray(pointer(base + _REALS), (3,), np.float64)
+        entropy, label, cell = rows[i, 0], np.int64(rows[i, 1]), np.int64(rows[i, 2])
+        if baseline != 0:
+            _first(base, baseline, keys[i], entropy, label, cell, rows[i, 3], nearly[i] > 0)
+        _enter_row(base, scale, entropy, label, cell)
+        counts[0] += 1
+        counts[1] += 1
+        reals[2] += entropy

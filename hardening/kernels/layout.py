@@ -74,7 +74,7 @@ class Job(IntEnum):
     WORDS = 17  # uint64 scratch
     ROW = 18  # uint64 scratch for one canonical row
     NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
-    SUMMARY = 20  # float64 (3, VECTORS rounded up to eights), filled in
+    SUMMARY = 20  # float64 (SUMMARY, VECTORS rounded up to eights), filled in
     INPUT_TABLE = 21  # int64 (INPUTS, 5)
     INPUTS = 22
     TAG_KEY = 23  # uint64, key of the hash of input rows
@@ -86,18 +86,52 @@ class Job(IntEnum):
     CLIENT = 29  # uint32 (3,): the client's tag, for noise of its own
     SCRATCH = 30  # float64 scratch of instructions that ask for it
 
-    FIRST = 31  # vector that the block starts with
-    WIDE = 32  # 1: one row; 0: eight rows side by side
-    LEADS = 33  # 1: the lanes at TOP hold the class that leads now
-    PARAMS = 34  # of this instruction, as in `Step`
-    DATA = 35
-    SECRET = 36
-    LEFT = 37  # an instruction that knows which few entries are not zero leaves their number to the next one
-    FEW = 38  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
+    BASELINE = 31  # float64 (BASELINE_NUMBERS,): what ordinary clients ask, see `Lane`; 0: no evidence is gathered
+    NAMED = 32  # 1: the nonces tell one question from another
+    DUPLICATES = 33  # uint8 (ROWS,): 1 where the question is nearly one that was asked before; 0: not known
+
+    FIRST = 34  # vector that the block starts with
+    WIDE = 35  # 1: one row; 0: eight rows side by side
+    LEADS = 36  # 1: the lanes at TOP hold the class that leads now
+    PARAMS = 37  # of this instruction, as in `Step`
+    DATA = 38
+    SECRET = 39
+    LEFT = 40  # an instruction that knows which few entries are not zero leaves their number to the next one
+    FEW = 41  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
 
 
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.
-OWN, TOP, PROBLEM = 40, 48, 56
-JOB: Final = 64
-#: Rows of the summary: entropy of the clean rows in bits, released labels, cells.
-SUMMARY: Final = 3
+OWN, TOP, PROBLEM = 48, 56, 64
+JOB: Final = 72
+#: Rows of the summary: entropy of the clean rows in bits, released labels, cells, margins of the clean rows (largest
+#: entry less the next).
+SUMMARY: Final = 4
+
+
+class Lane(IntEnum):
+    """What speaks against a client, one score in [0, 1] for each row asked for the first time."""
+
+    TAIL = 0  # entropy above all but few of ordinary rows
+    HIGH = 1  # entropy above most ordinary rows
+    LOW = 2  # entropy below most ordinary rows
+    COLLAPSE = 3  # share of the client's earlier rows with this label: large if all are of one class
+    DIVERSE = 4  # one less that: large if no class is the client's own
+    NOVEL = 5  # a cell that the client never visited
+    BOUNDARY = 6  # margin below most ordinary rows
+    DUPLICATE = 7  # nearly a question that was asked before
+
+
+LANES: Final = len(Lane)
+#: Means that ordinary clients keep below may depend on how many rows came before: one set for each power of two.
+OCTAVES: Final = 16
+#: The baseline as kernels read it: four thresholds (entropies low, high, tail; margin) in the first eight numbers,
+#: then for each octave the means, ``1 / (mean (1 - mean))``, and the largest bet, `LANES` of each.
+THRESHOLDS: Final = 8
+BASELINE_NUMBERS: Final = THRESHOLDS + 3 * LANES * OCTAVES
+#: Rows over which a client's own scores are averaged, and questions that are remembered of a client.
+MEMORY: Final = 128
+REMEMBERED: Final = 16
+#: Sums of scores are kept in these parts of one, as whole numbers, so that they can be added in any order.
+PARTS: Final = 256
+#: Wealth, as a logarithm, below which a bettor gives up and starts anew with less.
+RUIN: Final = -3.0

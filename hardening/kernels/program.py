@@ -162,7 +162,7 @@ def _harden(j: Any, job: int) -> int:
         j[Job.FIRST], j[Job.WIDE] = first, np.int64(wide)
         b = block_of(j)
         problem, own, entropy = _take(b, j, first, tolerance)
-        cell = summary.cells_of(b, signs, fold, j[Job.CELL_BITS])
+        cell, margin = summary.cells_of(b, signs, fold, j[Job.CELL_BITS]), summary.margin(b)
         if not some(problem > 0.0):
             store(lanes, layout.OWN // WIDTH, own)
             store(lanes, layout.PROBLEM // WIDTH, problem)
@@ -179,11 +179,13 @@ def _harden(j: Any, job: int) -> int:
         _write(b, j, first)
         if wide:
             out[first], out[places + first], out[2 * places + first] = lane(entropy, 0), lane(top, 0), lane(cell, 0)
+            out[3 * places + first] = lane(margin, 0)
             first += 1
         else:
             store_at(out, first, entropy)
             store_at(out, places + first, top)
             store_at(out, 2 * places + first, cell)
+            store_at(out, 3 * places + first, margin)
             first += WIDTH
     return 0
 

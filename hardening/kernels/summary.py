@@ -9,20 +9,23 @@ import numpy as np
 from llvmlite import ir
 
 from hardening.kernels import layout
-from hardening.kernels.blocks import Block, quotient
+from hardening.kernels.blocks import HUGE, Block, quotient
 from hardening.kernels.lanes import (
     FLOATS,
     I64,
     LONGS,
     WIDTH,
+    across_max,
     across_min,
     across_sum,
     bits_of,
     butterfly_1,
     butterfly_2,
     butterfly_4,
+    count_of,
     define,
     device,
+    fabs,
     fill,
     larger,
     rint,
@@ -209,3 +212,22 @@ def clean_entropy(b: Block, space: int, logits: bool, highest: Any) -> Any:
     if logits:
         return softmax_entropy_bits(b, highest)
     return fill(0.0)
+
+
+@device
+def margin(b: Block) -> Any:
+    """Largest entry less the next largest; for one yes/no score, how far it is from an even one, doubled."""
+    best, next_best = fill(-HUGE), fill(-HUGE)
+    for i in range(b.m):
+        x = load(b.w, i)
+        x = where(b.last, x, fill(-HUGE)) if i == b.m - 1 else x
+        next_best = larger(next_best, smaller(best, x))
+        best = larger(best, x)
+    if b.wide:
+        top = across_max(best)
+        # Of the lanes that hold the largest entry, all but one keep it for the second place.
+        tied = count_of(best == top)
+        below = across_max(larger(where(best == top, fill(-HUGE), best), next_best))
+        next_best = top if tied > 1 else below
+        best = top
+    return fabs(best * 2.0 - 1.0) if b.n == 1 else best - next_best

@@ -1,0 +1,222 @@
+"""What ordinary clients ask, learnt from a log of them and tried on others of the same log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.clients.evidence import CAUTION, Bettors, Rows, log_evidence, octave, scores
+from hardening.clients.log import Log
+from hardening.errors import ConfigError
+from hardening.kernels.layout import BASELINE_NUMBERS, LANES, OCTAVES, THRESHOLDS, Lane
+
+SCHEMA = 1
+#: Quantiles of ordinary rows: entropies below, above and far above, and margins below, which a row counts as unusual.
+LOW, HIGH, TAIL, MARGIN = 0.10, 0.90, 0.98, 0.05
+#: Lanes whose means depend on how much a client has asked, and the first octave in which they are bet on.
+CHANGING, SETTLED = (Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL), 3
+#: No mean is taken to be smaller, and a client with fewer rows than this is left out.
+LEAST_MEAN, LEAST_ROWS = 0.01, 32
+#: Fewest clients that a baseline is made of, on either side of the split.
+LEAST_CLIENTS = 20
+
+
+def interval(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper & Pearson's (1934) confidence interval of a share."""
+    from scipy.special import betaincinv
+
+    a = (1 - confidence) / 2
+    low = float(betaincinv(found, of - found + 1, a)) if found else 0.0
+    return low, float(betaincinv(found + 1, of - found, 1 - a)) if found < of else 1.0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The baseline tried on clients that it was not made of.
+
+    Attributes:
+        clients: how many.
+        outside: how many of them were above the baseline's means, on average over all their rows, in some lane.
+        evidence: the most evidence (a logarithm) that each of them ever reached, largest first.
+    """
+
+    clients: int
+    outside: int
+    evidence: tuple[float, ...]
+
+    def flagged(self, false_alarm: float) -> int:
+        """How many would have been flagged."""
+        return sum(e >= -math.log(false_alarm) for e in self.evidence)
+
+    def share_outside(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of the share of ordinary clients that are outside the null."""
+        return interval(self.outside, self.clients, confidence)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What ordinary clients of one output ask.
+
+    Attributes:
+        output: name of the output whose rows these are.
+        clients, rows: how many clients it was made of, and how many rows they asked for the first time.
+        thresholds: entropies (bits) low, high, tail, and margin, beyond which a row counts as unusual.
+        means: ``(OCTAVES, LANES)``, what the mean score of nearly every ordinary client stays below.
+        average, spread: ``(LANES,)``, mean and standard deviation of clients' mean scores.
+        histogram: ordinary rows by entropy in eighths of the largest possible, as shares.
+        quantile: share of clients that each mean was chosen to hold.
+        held_out: how it did on others.
+    """
+
+    output: str
+    clients: int
+    rows: int
+    thresholds: tuple[float, ...]
+    means: tuple[tuple[float, ...], ...]
+    average: tuple[float, ...]
+    spread: tuple[float, ...]
+    histogram: tuple[float, ...]
+    quantile: float
+    held_out: HeldOut
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The baseline as kernels read it; see `Job.BASELINE`."""
+        mu = np.array(self.means)
+        free = mu >= 1
+        variance = np.where(free, 1.0, mu * (1 - mu))
+        sets = np.stack([mu, np.where(free, 0, 1 / variance), np.where(free, 0, CAUTION / mu)], axis=1)
+        out = np.zeros(BASELINE_NUMBERS)
+        out[: len(self.thresholds)] = self.thresholds
+        out[THRESHOLDS:] = sets.ravel()
+        return out
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: str = "baseline") -> Baseline:
+        """Read what `to_json` wrote. Raises ConfigError at `path` for anything else."""
+        try:
+            facts = json.loads(text)
+            if facts.pop("schema") != SCHEMA:
+                raise ConfigError(path, f"is of another schema than {SCHEMA}: run hardening calibrate again")
+            held = facts.pop("held_out")
+            facts = {k: _frozen(v) for k, v in facts.items()}
+            made = cls(held_out=HeldOut(**{k: _frozen(v) for k, v in held.items()}), **facts)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ConfigError(path, "is not a baseline that hardening calibrate wrote") from None
+        mu = np.array(made.means, np.float64)
+        if mu.shape != (OCTAVES, LANES) or not ((mu > 0) & (mu <= 1)).all() or len(made.thresholds) != 4:
+            raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers above 0, at most 1")
+        if (mu[0, [Lane.COLLAPSE, Lane.DIVERSE]] < 1).any():
+            raise ConfigError(path, "the first row of a client has no label before it to be held against")
+        return made
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _held_out(client: str) -> bool:
+    """Half of the clients, chosen by their names, so that the same log gives the same baseline."""
+    return hashlib.blake2b(client.encode(), digest_size=1).digest()[0] % 2 == 1
+
+
+def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999) -> Baseline:
+    """The baseline of ordinary clients, from what they asked (by client).
+
+    Half of the clients make it, the others test it. Clients of fewer than `LEAST_ROWS` rows asked for the first time
+    are left out. Every mean is the `quantile` of the clients' own, and one standard error of theirs more.
+
+    Raises ConfigError if there are too few clients.
+    """
+    traced = {client: log.firsts() for client, log in sorted(logs.items())}
+    used = {client: rows for client, rows in traced.items() if len(rows.entropy) >= LEAST_ROWS}
+    fit = [rows for client, rows in used.items() if not _held_out(client)]
+    others = [rows for client, rows in used.items() if _held_out(client)]
+    if min(len(fit), len(others)) < LEAST_CLIENTS:
+        raise ConfigError(
+            "log",
+            f"has {len(used)} clients with at least {LEAST_ROWS} different questions, {len(fit)} to calibrate by and "
+            f"{len(others)} to try it on; {LEAST_CLIENTS} of each are needed",
+        )
+    thresholds = _thresholds(fit)
+    numbers = np.array([*thresholds, *[0.0] * (THRESHOLDS - 4)])
+    scored = [scores(numbers, rows) for rows in fit]
+    own = np.array([s.mean(axis=0) for s in scored])
+    means = _means(scored, own, quantile)
+    histograms = np.array([log.histogram() for client, log in logs.items() if client in used and not _held_out(client)])
+    made = Baseline(
+        output,
+        len(fit),
+        sum(map(len, scored)),
+        thresholds,
+        tuple(map(tuple, means.tolist())),
+        tuple(own.mean(axis=0).tolist()),
+        tuple(own.std(axis=0, ddof=1).tolist()),
+        tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
+        quantile,
+        HeldOut(0, 0, ()),
+    )
+    return Baseline(**{**made.__dict__, "held_out": _try(made, others)})
+
+
+def _thresholds(fit: list[Rows]) -> tuple[float, ...]:
+    """Quantiles of rows, every client counting alike."""
+    entropy, margin = (np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin"))
+    weights = np.concatenate([np.full(len(r.entropy), 1 / len(r.entropy)) for r in fit])
+    edges = [_weighted(entropy, weights, q) for q in (LOW, HIGH, TAIL)]
+    return (*edges, _weighted(margin, weights, MARGIN))
+
+
+def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[order])
+    return float(values[order][min(np.searchsorted(below, q * below[-1]), len(order) - 1)])
+
+
+def _upper(own: NDArray[np.float64], rows: float, quantile: float) -> NDArray[np.float64]:
+    """The clients' upper quantile of each lane, a standard error of a mean over `rows` wider."""
+    high = np.quantile(own, quantile, axis=0, method="higher")
+    high = np.maximum(high, LEAST_MEAN)
+    return np.asarray(np.minimum(high + np.sqrt(high * (1 - np.minimum(high, 1)) / rows), 1.0))
+
+
+def _means(scored: list[NDArray[np.float64]], own: NDArray[np.float64], quantile: float) -> NDArray[np.float64]:
+    length = float(np.median([len(s) for s in scored]))
+    means = np.tile(_upper(own, length, quantile), (OCTAVES, 1))
+    changing = list(CHANGING)
+    means[:SETTLED, changing] = 1.0
+    for o in range(SETTLED, OCTAVES):
+        part = [s[2**o - 1 : 2 ** (o + 1) - 1] for s in scored]
+        part = [p for p in part if len(p) >= 2 ** (o - 1)]
+        if len(part) >= LEAST_CLIENTS:
+            rates = np.array([p.mean(axis=0) for p in part])
+            means[o, changing] = _upper(rates, 2.0**o, quantile)[changing]
+        else:
+            means[o, changing] = means[o - 1, changing] if o > SETTLED else 1.0
+    return means
+
+
+def _try(baseline: Baseline, others: Iterable[Rows]) -> HeldOut:
+    numbers, outside, most = baseline.numbers(), 0, []
+    mean = numbers[THRESHOLDS:].reshape(OCTAVES, 3, LANES)[:, 0]
+    for rows in others:
+        s = scores(numbers, rows)
+        mu = mean[octave(np.arange(len(s)))]
+        outside += bool((np.where(mu < 1, s - mu, 0).mean(axis=0) > 0).any())
+        bettors, highest = Bettors.new(1), -math.inf
+        for row in s:
+            bettors = bettors.after(numbers, row[None])
+            highest = max(highest, float(log_evidence(bettors.wealth, bettors.restarts)[0]))
+        most.append(highest)
+    return HeldOut(len(most), outside, tuple(sorted(most, reverse=True)))

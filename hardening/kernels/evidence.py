@@ -1,0 +1,131 @@
+"""Evidence against one client, a row at a time: scores by lane, and the wealth of a bettor against its innocence.
+
+`hardening.clients.evidence` says what is computed and why; this does the same in the client's packed row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from hardening.kernels import layout
+from hardening.kernels.lanes import (
+    WIDTH,
+    across_sum,
+    apart,
+    columns,
+    device,
+    fill,
+    lane,
+    larger,
+    pointer,
+    smaller,
+    where,
+)
+from hardening.kernels.layout import (
+    BASELINE_NUMBERS,
+    LANES,
+    MEMORY,
+    OCTAVES,
+    REMEMBERED,
+    RUIN,
+    THRESHOLDS,
+    Lane,
+)
+from hardening.kernels.memory import load, store
+
+PARTS = float(layout.PARTS)
+_TAIL, _HIGH, _LOW, _COLLAPSE, _DIVERSE, _NOVEL, _BOUNDARY, _DUPLICATE = map(float, Lane)
+_MOST = np.uint32(0xFFFFFFFF)
+
+
+@device
+def _either(index: float, at: Any, value: float, rest: Any) -> Any:
+    return where(at == index, fill(value), rest)
+
+
+@device
+def _yes(condition: bool) -> float:
+    return 1.0 if condition else 0.0
+
+
+@device
+def _scores(numbers: Any, entropy: float, margin: float, same: float, new: bool, duplicate: bool) -> Any:
+    """One score for each `Lane`."""
+    at, s = columns(0), fill(0.0)
+    s = _either(_LOW, at, _yes(entropy < numbers[0]), s)
+    s = _either(_HIGH, at, _yes(entropy > numbers[1]), s)
+    s = _either(_TAIL, at, _yes(entropy > numbers[2]), s)
+    s = _either(_BOUNDARY, at, _yes(margin < numbers[3]), s)
+    s = _either(_COLLAPSE, at, same, s)
+    s = _either(_DIVERSE, at, 1.0 - same, s)
+    s = _either(_NOVEL, at, _yes(new), s)
+    return _either(_DUPLICATE, at, _yes(duplicate), s)
+
+
+@device
+def _octave(rows: int) -> int:
+    """Power of two that `rows` + 1 reaches."""
+    octave = 0
+    while octave < OCTAVES - 1 and (rows + 1) >> (octave + 1):
+        octave += 1
+    return octave
+
+
+@device
+def seen(recent: Any, key: Any) -> bool:
+    """Whether `key` is among the questions that are remembered; uint32 ``(REMEMBERED,)``, 0 where there is none."""
+    found = False
+    for k in range(REMEMBERED):
+        found |= recent[k] == key
+    return found
+
+
+@apart
+def weigh(
+    baseline: int,
+    counts: int,
+    wealth: int,
+    excess: int,
+    sums: int,
+    entropy: float,
+    margin: float,
+    same: float,
+    new: bool,
+    duplicate: bool,
+) -> None:
+    """Enters one row that is asked for the first time.
+
+    Args:
+        baseline: address of the numbers at `Job.BASELINE`.
+        counts, wealth, excess, sums: addresses of what the client's row holds: uint32 first occurrences and restarts,
+            a float64, float64 ``(LANES,)`` and uint32 ``(LANES,)``.
+        same: share of the client's earlier rows with this label; 0 if there are none.
+    """
+    numbers = carray(pointer(baseline), (BASELINE_NUMBERS,), np.float64)
+    count, rich = carray(pointer(counts), (2,), np.uint32), carray(pointer(wealth), (1,), np.float64)
+    ahead, total = carray(pointer(excess), (LANES,), np.float64), carray(pointer(sums), (LANES,), np.uint32)
+    rows = np.int64(count[0])
+    place = THRESHOLDS // WIDTH + 3 * _octave(rows)
+    mean, sharp, most = load(numbers, place), load(numbers, place + 1), load(numbers, place + 2)
+    e = load(ahead, 0)
+    raw = _scores(numbers, entropy, margin, same, new, duplicate)
+    s = where(mean < fill(1.0), raw, mean)
+    hope = larger(e, fill(0.0))
+    bet = smaller(hope * sharp, most)
+    gain = bet * hope
+    whole = lane(across_sum(gain), 0)
+    if whole > 0.0:
+        rich[0] += math.log1p(lane(across_sum(gain * bet * (s - mean)), 0) / whole)
+        if rich[0] < RUIN and count[1] < _MOST:
+            rich[0] = 0.0
+            count[1] += np.uint32(1)
+    store(ahead, 0, e + (s - mean - e) * (1.0 / (min(rows, MEMORY) + 2.0)))
+    for k in range(LANES):
+        part = np.uint32(lane(raw, k) * PARTS + 0.5)
+        total[k] = total[k] + part if total[k] < _MOST - part else _MOST
+    if count[0] < _MOST:
+        count[0] += np.uint32(1)
