@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from hardening.clients.evidence import CAUTION, Bettors, Rows, log_evidence, octave, scores
 from hardening.clients.log import Log
 from hardening.errors import ConfigError
-from hardening.kernels.layout import BASELINE_NUMBERS, LANES, OCTAVES, THRESHOLDS, Lane
+from hardening.kernels.layout import LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
 
 SCHEMA = 1
-#: Quantiles of ordinary rows: entropies below, above and far above, and margins below, which a row counts as unusual.
-LOW, HIGH, TAIL, MARGIN = 0.10, 0.90, 0.98, 0.05
+#: Quantiles of ordinary rows with a label: entropies below, above and far above, and margins below, which a row counts
+#: as unusual; and the fewest such rows, below which those of all labels are taken.
+LOW, HIGH, TAIL, MARGIN = 0.10, 0.75, 0.95, 0.05
+LEAST_LABELLED = 200
 #: Lanes whose means depend on how much a client has asked, and the first octave in which they are bet on.
 CHANGING, SETTLED = (Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL), 3
 #: No mean is taken to be smaller, and a client with fewer rows than this is left out.
@@ -43,7 +45,7 @@ class HeldOut:
 
     Attributes:
         clients: how many.
-        outside: how many of them were above the baseline's means, on average over all their rows, in some lane.
+        outside: how many of them seem to be above the baseline's means, on average over all their rows, in some lane.
         evidence: the most evidence (a logarithm) that each of them ever reached, largest first.
     """
 
@@ -67,7 +69,8 @@ class Baseline:
     Attributes:
         output: name of the output whose rows these are.
         clients, rows: how many clients it was made of, and how many rows they asked for the first time.
-        thresholds: entropies (bits) low, high, tail, and margin, beyond which a row counts as unusual.
+        thresholds: for each bin of labels, entropies (bits) low, high, tail, and margin, beyond which a row counts as
+            unusual.
         means: ``(OCTAVES, LANES)``, what the mean score of nearly every ordinary client stays below.
         average, spread: ``(LANES,)``, mean and standard deviation of clients' mean scores.
         histogram: ordinary rows by entropy in eighths of the largest possible, as shares.
@@ -78,7 +81,7 @@ class Baseline:
     output: str
     clients: int
     rows: int
-    thresholds: tuple[float, ...]
+    thresholds: tuple[tuple[float, ...], ...]
     means: tuple[tuple[float, ...], ...]
     average: tuple[float, ...]
     spread: tuple[float, ...]
@@ -92,10 +95,7 @@ class Baseline:
         free = mu >= 1
         variance = np.where(free, 1.0, mu * (1 - mu))
         sets = np.stack([mu, np.where(free, 0, 1 / variance), np.where(free, 0, CAUTION / mu)], axis=1)
-        out = np.zeros(BASELINE_NUMBERS)
-        out[: len(self.thresholds)] = self.thresholds
-        out[THRESHOLDS:] = sets.ravel()
-        return out
+        return np.concatenate([_padded(self.thresholds), sets.ravel()])
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n"
@@ -115,7 +115,7 @@ class Baseline:
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(path, "is not a baseline that hardening calibrate wrote") from None
         mu = np.array(made.means, np.float64)
-        if mu.shape != (OCTAVES, LANES) or not ((mu > 0) & (mu <= 1)).all() or len(made.thresholds) != 4:
+        if mu.shape != (OCTAVES, LANES) or not ((mu > 0) & (mu <= 1)).all() or np.shape(made.thresholds) != (LABEL_BINS, 4):
             raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers above 0, at most 1")
         if (mu[0, [Lane.COLLAPSE, Lane.DIVERSE]] < 1).any():
             raise ConfigError(path, "the first row of a client has no label before it to be held against")
@@ -135,7 +135,8 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
     """The baseline of ordinary clients, from what they asked (by client).
 
     Half of the clients make it, the others test it. Clients of fewer than `LEAST_ROWS` rows asked for the first time
-    are left out. Every mean is the `quantile` of the clients' own, and one standard error of theirs more.
+    are left out. Every mean is the `quantile` of the clients' own, without what is sampling noise in their spread, and
+    one standard error more.
 
     Raises ConfigError if there are too few clients.
     """
@@ -150,10 +151,9 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
             f"{len(others)} to try it on; {LEAST_CLIENTS} of each are needed",
         )
     thresholds = _thresholds(fit)
-    numbers = np.array([*thresholds, *[0.0] * (THRESHOLDS - 4)])
-    scored = [scores(numbers, rows) for rows in fit]
-    own = np.array([s.mean(axis=0) for s in scored])
-    means = _means(scored, own, quantile)
+    scored = [scores(_padded(thresholds), rows) for rows in fit]
+    settled, spread, _ = _settle(scored)
+    means = _means(scored, quantile)
     histograms = np.array([log.histogram() for client, log in logs.items() if client in used and not _held_out(client)])
     made = Baseline(
         output,
@@ -161,8 +161,8 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
         sum(map(len, scored)),
         thresholds,
         tuple(map(tuple, means.tolist())),
-        tuple(own.mean(axis=0).tolist()),
-        tuple(own.std(axis=0, ddof=1).tolist()),
+        tuple(settled.mean(axis=0).tolist()),
+        tuple(spread.tolist()),
         tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
         quantile,
         HeldOut(0, 0, ()),
@@ -170,12 +170,24 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
     return Baseline(**{**made.__dict__, "held_out": _try(made, others)})
 
 
-def _thresholds(fit: list[Rows]) -> tuple[float, ...]:
-    """Quantiles of rows, every client counting alike."""
-    entropy, margin = (np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin"))
+def _padded(thresholds: tuple[tuple[float, ...], ...]) -> NDArray[np.float64]:
+    out = np.zeros((LABEL_BINS, THRESHOLDS // LABEL_BINS))
+    out[:, :4] = thresholds
+    return out.ravel()
+
+
+def _thresholds(fit: list[Rows]) -> tuple[tuple[float, ...], ...]:
+    """Quantiles of rows by label, every client counting alike."""
+    entropy, margin, label = (np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin", "label"))
     weights = np.concatenate([np.full(len(r.entropy), 1 / len(r.entropy)) for r in fit])
-    edges = [_weighted(entropy, weights, q) for q in (LOW, HIGH, TAIL)]
-    return (*edges, _weighted(margin, weights, MARGIN))
+    out = []
+    for bin_ in range(LABEL_BINS):
+        own = label % LABEL_BINS == bin_
+        if own.sum() < LEAST_LABELLED:
+            own = np.ones(len(label), bool)
+        edges = [_weighted(entropy[own], weights[own], q) for q in (LOW, HIGH, TAIL)]
+        out.append((*edges, _weighted(margin[own], weights[own], MARGIN)))
+    return tuple(out)
 
 
 def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
@@ -184,39 +196,61 @@ def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: floa
     return float(values[order][min(np.searchsorted(below, q * below[-1]), len(order) - 1)])
 
 
-def _upper(own: NDArray[np.float64], rows: float, quantile: float) -> NDArray[np.float64]:
-    """The clients' upper quantile of each lane, a standard error of a mean over `rows` wider."""
-    high = np.quantile(own, quantile, axis=0, method="higher")
-    high = np.maximum(high, LEAST_MEAN)
-    return np.asarray(np.minimum(high + np.sqrt(high * (1 - np.minimum(high, 1)) / rows), 1.0))
+def _settle(scored: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What each client's mean score seems to be once its own rows' sampling noise is taken out of the spread.
+
+    Means are drawn together until they vary as much as they would if each client had asked for ever (Louis 1984,
+    "constrained" shrinkage).
+
+    Returns:
+        float64 ``(clients, LANES)``, the standard deviations ``(LANES,)``, and the factors ``(LANES,)``.
+    """
+    own = np.array([s.mean(axis=0) for s in scored])
+    noise = np.mean([s.var(axis=0) / len(s) for s in scored], axis=0)
+    spread = own.var(axis=0, ddof=1)
+    true = np.maximum(spread - noise, 0)
+    factor = np.sqrt(true / np.where(spread > 0, spread, 1))
+    average = own.mean(axis=0)
+    return average + (own - average) * factor, np.sqrt(true), factor
 
 
-def _means(scored: list[NDArray[np.float64]], own: NDArray[np.float64], quantile: float) -> NDArray[np.float64]:
-    length = float(np.median([len(s) for s in scored]))
-    means = np.tile(_upper(own, length, quantile), (OCTAVES, 1))
+def _upper(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
+    """What nearly all clients' means are below, ``(LANES,)``: their quantile and one standard error more."""
+    settled, _, _ = _settle(scored)
+    high = np.clip(np.quantile(settled, quantile, axis=0, method="higher"), LEAST_MEAN, 1)
+    return np.asarray(np.minimum(high + np.sqrt(high * (1 - high) / np.median([len(s) for s in scored])), 1.0))
+
+
+def _means(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
+    means = np.tile(_upper(scored, quantile), (OCTAVES, 1))
     changing = list(CHANGING)
     means[:SETTLED, changing] = 1.0
     for o in range(SETTLED, OCTAVES):
         part = [s[2**o - 1 : 2 ** (o + 1) - 1] for s in scored]
         part = [p for p in part if len(p) >= 2 ** (o - 1)]
         if len(part) >= LEAST_CLIENTS:
-            rates = np.array([p.mean(axis=0) for p in part])
-            means[o, changing] = _upper(rates, 2.0**o, quantile)[changing]
+            means[o, changing] = _upper(part, quantile)[changing]
         else:
-            means[o, changing] = means[o - 1, changing] if o > SETTLED else 1.0
+            means[o, changing] = means[o - 1, changing]
     return means
 
 
-def _try(baseline: Baseline, others: Iterable[Rows]) -> HeldOut:
-    numbers, outside, most = baseline.numbers(), 0, []
+def _try(baseline: Baseline, others: list[Rows]) -> HeldOut:
+    numbers = baseline.numbers()
+    scored = [scores(numbers, rows) for rows in others]
     mean = numbers[THRESHOLDS:].reshape(OCTAVES, 3, LANES)[:, 0]
-    for rows in others:
-        s = scores(numbers, rows)
+    above = []
+    for s in scored:
         mu = mean[octave(np.arange(len(s)))]
-        outside += bool((np.where(mu < 1, s - mu, 0).mean(axis=0) > 0).any())
-        bettors, highest = Bettors.new(1), -math.inf
-        for row in s:
-            bettors = bettors.after(numbers, row[None])
-            highest = max(highest, float(log_evidence(bettors.wealth, bettors.restarts)[0]))
-        most.append(highest)
-    return HeldOut(len(most), outside, tuple(sorted(most, reverse=True)))
+        above.append(np.where(mu < 1, s - mu, 0))
+    settled, _, _ = _settle(above)
+    # Clients of unlike lengths in step: who has no rows left keeps what it has.
+    bettors, highest = Bettors.new(len(scored)), np.full(len(scored), -math.inf)
+    order = np.argsort([-len(s) for s in scored], kind="stable")
+    lengths = np.array([len(scored[i]) for i in order])
+    for t in range(int(lengths.max(initial=0))):
+        left = int((lengths > t).sum())
+        bettors = bettors.first(left).after(numbers, np.array([scored[i][t] for i in order[:left]]))
+        highest[:left] = np.maximum(highest[:left], log_evidence(bettors.wealth, bettors.restarts))
+    most = tuple(sorted(highest.tolist(), reverse=True))
+    return HeldOut(len(scored), int((settled > 0).any(axis=1).sum()), most)

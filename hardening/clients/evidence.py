@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardening.kernels.layout import LANES, MEMORY, OCTAVES, RUIN, THRESHOLDS, Lane
+from hardening.kernels.layout import LABEL_BINS, LANES, MEMORY, OCTAVES, RUIN, THRESHOLDS, Lane
 
 #: The most of its wealth that a bettor can lose on one row.
 CAUTION = 0.75
@@ -39,7 +39,7 @@ def octave(rows: NDArray[Any]) -> NDArray[np.intp]:
 
 def scores(numbers: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
     """Scores float64 ``(n, LANES)`` of rows under the baseline's `numbers` (see `Job.BASELINE`)."""
-    low, high, tail, margin = numbers[:4]
+    low, high, tail, margin = numbers[:THRESHOLDS].reshape(LABEL_BINS, -1)[rows.label % LABEL_BINS, :4].T
     out = np.zeros((len(rows.entropy), LANES))
     out[:, Lane.LOW], out[:, Lane.HIGH] = rows.entropy < low, rows.entropy > high
     out[:, Lane.TAIL], out[:, Lane.BOUNDARY] = rows.entropy > tail, rows.margin < margin
@@ -54,6 +54,7 @@ class Rows:
 
     Attributes:
         entropy, margin: of the clean rows.
+        label: of the released rows.
         same: share of the client's earlier rows with the row's label, 0 if there are none.
         new: whether the client had never visited the row's cell.
         duplicate: whether nearly the same question was asked before.
@@ -61,6 +62,7 @@ class Rows:
 
     entropy: NDArray[np.float64]
     margin: NDArray[np.float64]
+    label: NDArray[np.int64]
     same: NDArray[np.float64]
     new: NDArray[np.bool_]
     duplicate: NDArray[np.bool_]
@@ -85,6 +87,10 @@ class Bettors:
     def new(cls, clients: int) -> Bettors:
         zeros = np.zeros(clients, np.int64)
         return cls(zeros, zeros.copy(), np.zeros(clients), np.zeros((clients, LANES)))
+
+    def first(self, clients: int) -> Bettors:
+        """The bettors of the first `clients`."""
+        return Bettors(self.firsts[:clients], self.restarts[:clients], self.wealth[:clients], self.excess[:clients])
 
     def after(self, numbers: NDArray[np.float64], row: NDArray[np.float64]) -> Bettors:
         """After one more row of each client, with scores ``(clients, LANES)``."""

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 from hardening.clients.evidence import Rows
 from hardening.errors import ConfigError
-from hardening.kernels.layout import REMEMBERED
-
-HISTOGRAM_BINS, LABEL_BINS = 8, 32
+from hardening.kernels.layout import HISTOGRAM_BINS, LABEL_BINS, REMEMBERED
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Log:
         return Rows(
             self.entropy[index],
             self.margin[index],
+            self.label[index],
             np.array([same for _, same, _ in kept], np.float64),
             np.array([new for _, _, new in kept], np.bool_),
             self.duplicate[index],

@@ -9,12 +9,9 @@ from numba import carray
 
 from hardening.kernels.evidence import seen, weigh
 from hardening.kernels.lanes import call_at, device, outer, pointer
-from hardening.kernels.layout import JOB, LANES, REMEMBERED, SUMMARY, Job
+from hardening.kernels.layout import HISTOGRAM_BINS, JOB, LABEL_BINS, LANES, REMEMBERED, SUMMARY, Job
 from hardening.kernels.program import summary_room
 
-HISTOGRAM_BINS = 8
-#: Label counts kept per client; classes beyond share bins, which the code length accounts for.
-LABEL_BINS = 32
 CELL_BITS = 12
 
 #: One client. Fields of a kind stand together, so that a kernel sees each kind as one array. Counts of rows by bin stop
@@ -154,6 +151,7 @@ def _first(
         base + _SUMS,
         entropy,
         margin,
+        label % LABEL_BINS,
         same,
         new,
         nearly,

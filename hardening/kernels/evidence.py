@@ -38,7 +38,7 @@ from hardening.kernels.layout import (
 from hardening.kernels.memory import load, store
 
 PARTS = float(layout.PARTS)
-_TAIL, _HIGH, _LOW, _COLLAPSE, _DIVERSE, _NOVEL, _BOUNDARY, _DUPLICATE = map(float, Lane)
+_HIGH, _TAIL, _LOW, _COLLAPSE, _DIVERSE, _NOVEL, _BOUNDARY, _DUPLICATE = map(float, Lane)
 _MOST = np.uint32(0xFFFFFFFF)
 
 
@@ -93,6 +93,7 @@ def weigh(
     sums: int,
     entropy: float,
     margin: float,
+    label: int,
     same: float,
     new: bool,
     duplicate: bool,
@@ -103,6 +104,7 @@ def weigh(
         baseline: address of the numbers at `Job.BASELINE`.
         counts, wealth, excess, sums: addresses of what the client's row holds: uint32 first occurrences and restarts,
             a float64, float64 ``(LANES,)`` and uint32 ``(LANES,)``.
+        label: bin of the row's label.
         same: share of the client's earlier rows with this label; 0 if there are none.
     """
     numbers = carray(pointer(baseline), (BASELINE_NUMBERS,), np.float64)
@@ -112,7 +114,7 @@ def weigh(
     place = THRESHOLDS // WIDTH + 3 * _octave(rows)
     mean, sharp, most = load(numbers, place), load(numbers, place + 1), load(numbers, place + 2)
     e = load(ahead, 0)
-    raw = _scores(numbers, entropy, margin, same, new, duplicate)
+    raw = _scores(numbers[8 * label :], entropy, margin, same, new, duplicate)
     s = where(mean < fill(1.0), raw, mean)
     hope = larger(e, fill(0.0))
     bet = smaller(hope * sharp, most)

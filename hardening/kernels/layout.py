@@ -108,25 +108,31 @@ JOB: Final = 72
 SUMMARY: Final = 4
 
 
+#: Classes beyond these share bins, which the code length accounts for.
+LABEL_BINS: Final = 32
+HISTOGRAM_BINS: Final = 8
+
+
 class Lane(IntEnum):
     """What speaks against a client, one score in [0, 1] for each row asked for the first time."""
 
-    TAIL = 0  # entropy above all but few of ordinary rows
-    HIGH = 1  # entropy above most ordinary rows
-    LOW = 2  # entropy below most ordinary rows
+    HIGH = 0  # entropy above most ordinary rows with this label
+    TAIL = 1  # entropy above all but few of these
+    LOW = 2  # entropy below most of these
     COLLAPSE = 3  # share of the client's earlier rows with this label: large if all are of one class
     DIVERSE = 4  # one less that: large if no class is the client's own
     NOVEL = 5  # a cell that the client never visited
-    BOUNDARY = 6  # margin below most ordinary rows
+    BOUNDARY = 6  # margin below most ordinary rows with this label
     DUPLICATE = 7  # nearly a question that was asked before
 
 
 LANES: Final = len(Lane)
 #: Means that ordinary clients keep below may depend on how many rows came before: one set for each power of two.
 OCTAVES: Final = 16
-#: The baseline as kernels read it: four thresholds (entropies low, high, tail; margin) in the first eight numbers,
-#: then for each octave the means, ``1 / (mean (1 - mean))``, and the largest bet, `LANES` of each.
-THRESHOLDS: Final = 8
+#: The baseline as kernels read it: for each bin of labels eight numbers, of which the first four are thresholds
+#: (entropies low, high, tail; margin); then for each octave the means, ``1 / (mean (1 - mean))``, and the largest bet,
+#: `LANES` of each.
+THRESHOLDS: Final = 8 * LABEL_BINS
 BASELINE_NUMBERS: Final = THRESHOLDS + 3 * LANES * OCTAVES
 #: Rows over which a client's own scores are averaged, and questions that are remembered of a client.
 MEMORY: Final = 128
