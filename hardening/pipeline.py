@@ -166,6 +166,7 @@ class Program:
             (Job.LOGITS, int(pipeline.space == "logits")),
             (Job.STEPS, steps.ctypes.data),
             (Job.COUNT, len(steps)),
+            (Job.NAMED, int(self.keyed_by_input)),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
             (Job.CELL_KEY, self._keep(cell_key)),

@@ -22,7 +22,7 @@ from types import ModuleType
 from hardening.errors import HardeningError
 
 GROUP = "hardening.commands"
-_OWN = {"check": "hardening.cli.check", "explain": "hardening.cli.explain"}
+_OWN = {name: f"hardening.cli.{name}" for name in ("calibrate", "check", "explain")}
 
 
 def commands() -> dict[str, str]:

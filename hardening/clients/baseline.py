@@ -115,7 +115,11 @@ class Baseline:
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(path, "is not a baseline that hardening calibrate wrote") from None
         mu = np.array(made.means, np.float64)
-        if mu.shape != (OCTAVES, LANES) or not ((mu > 0) & (mu <= 1)).all() or np.shape(made.thresholds) != (LABEL_BINS, 4):
+        if (
+            mu.shape != (OCTAVES, LANES)
+            or not ((mu > 0) & (mu <= 1)).all()
+            or np.shape(made.thresholds) != (LABEL_BINS, 4)
+        ):
             raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers above 0, at most 1")
         if (mu[0, [Lane.COLLAPSE, Lane.DIVERSE]] < 1).any():
             raise ConfigError(path, "the first row of a client has no label before it to be held against")
@@ -178,7 +182,9 @@ def _padded(thresholds: tuple[tuple[float, ...], ...]) -> NDArray[np.float64]:
 
 def _thresholds(fit: list[Rows]) -> tuple[tuple[float, ...], ...]:
     """Quantiles of rows by label, every client counting alike."""
-    entropy, margin, label = (np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin", "label"))
+    entropy, margin, label = (
+        np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin", "label")
+    )
     weights = np.concatenate([np.full(len(r.entropy), 1 / len(r.entropy)) for r in fit])
     out = []
     for bin_ in range(LABEL_BINS):

@@ -1,7 +1,7 @@
 """How much a client's questions have told it, as five numbers, from counts.
 
-Posterior entropy is the mean of what the kernels write down for each row; coverage counts the bits of a bitmap. Here are
-the entropy of labels, their code length, and how far histograms are apart. Plain functions of counts: whatever order
+Released bits and posterior entropy are sums of what the kernels write down for each row. Here are the entropy of
+labels, their code length, coverage, and how far histograms are apart: plain functions of counts, so that whatever order
 they were counted in, and wherever, sums of counts give the same.
 """
 

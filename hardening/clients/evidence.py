@@ -34,7 +34,7 @@ CAUTION = 0.75
 def octave(rows: NDArray[Any]) -> NDArray[np.intp]:
     """Which set of the baseline's means holds after so many rows: the power of two that ``rows + 1`` reaches."""
     exponent = np.frexp(np.asarray(rows, np.float64) + 1)[1] - 1
-    return np.minimum(exponent, OCTAVES - 1).astype(np.intp)
+    return np.asarray(np.minimum(exponent, OCTAVES - 1), np.intp)
 
 
 def scores(numbers: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
@@ -129,7 +129,7 @@ def suspicion(evidence: Any, false_alarm: float) -> NDArray[np.float64]:
 
 def chance(at: float, false_alarm: float) -> float:
     """The most that the chance of ever reaching suspicion `at` can be, for an honest client inside the null."""
-    return min(1.0, false_alarm**at)
+    return float(min(1.0, false_alarm**at))
 
 
 def e_benjamini_hochberg(evidence: NDArray[np.float64], level: float) -> NDArray[np.bool_]:
@@ -140,7 +140,7 @@ def e_benjamini_hochberg(evidence: NDArray[np.float64], level: float) -> NDArray
     """
     order = np.argsort(-evidence, kind="stable")
     k = np.arange(1, len(order) + 1)
-    enough = np.log(k) + evidence[order] >= np.log(len(order) / level)
+    enough = np.log(k * level) + evidence[order] >= math.log(max(1, len(order)))
     listed = np.zeros(len(order), bool)
     listed[order[: int(k[enough].max(initial=0))]] = True
     return listed

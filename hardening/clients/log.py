@@ -45,8 +45,7 @@ class Log:
         with np.errstate(over="ignore"):
             mixed = (self.entropy * 2.0**40).astype(np.int64) * 31 + (self.margin * 2.0**40).astype(np.int64)
             mixed = (mixed * 4097 + self.cell) * 1048583 + self.label
-            mixed = mixed.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        answers = (mixed >> np.uint64(32)).astype(np.uint32)
+            answers = (mixed.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
         return np.maximum(np.where(self.question > 0, self.question, answers), 1).astype(np.uint32)
 
     def firsts(self) -> Rows:
@@ -128,7 +127,7 @@ def _record(line: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}.{unknown[0]}", f"unknown key; known: {', '.join(_FIELDS)}")
     record = _OPTIONAL | found
     for name, (kind, right) in _FIELDS.items():
-        value = record.get(name)
+        value: Any = record.get(name)
         fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool) == isinstance(value, bool)
         if fits and kind in (int, float):
             fits = math.isfinite(value) and 0 <= value < 2**32

@@ -121,8 +121,7 @@ def _answer(entropy: float, label: int, cell: int, margin: float) -> Any:
     """The same for questions without a name: those with one clean answer pass for one question."""
     mixed = np.int64(entropy * 2.0**40) * 31 + np.int64(margin * 2.0**40)
     mixed = (mixed * 4097 + cell) * 1048583 + label
-    mixed = np.uint64(mixed) * np.uint64(0x9E3779B97F4A7C15)
-    return np.uint32(mixed >> np.uint64(32))
+    return np.uint32(np.uint64(mixed) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32))
 
 
 @device
@@ -138,7 +137,7 @@ def _first(
     recent[firsts[0] % np.uint32(REMEMBERED)] = key
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
-    observed = 0
+    observed = np.int64(0)
     for k in range(LABEL_BINS):
         observed += np.int64(labels[k])
     same = labels[label % LABEL_BINS] / max(observed, 1)

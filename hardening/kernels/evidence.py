@@ -125,7 +125,7 @@ def weigh(
         if rich[0] < RUIN and count[1] < _MOST:
             rich[0] = 0.0
             count[1] += np.uint32(1)
-    store(ahead, 0, e + (s - mean - e) * (1.0 / (min(rows, MEMORY) + 2.0)))
+    store(ahead, 0, e + (s - mean - e) * (1.0 / (2.0 + (rows if rows < MEMORY else MEMORY))))
     for k in range(LANES):
         part = np.uint32(lane(raw, k) * PARTS + 0.5)
         total[k] = total[k] + part if total[k] < _MOST - part else _MOST

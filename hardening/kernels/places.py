@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def find(index: Any, key: int, after: int) -> int:
+def find(index: Any, key: int, after: int) -> Any:
     """Where `key` is in an index, or would be.
 
     Args:

@@ -51,7 +51,9 @@ def scores(x: np.ndarray) -> np.ndarray:
 def summed_up(x: np.ndarray) -> Summaries:
     """What hardening notes down of these questions, through the program that would answer them."""
     p = np.ascontiguousarray(scores(x), np.float32)
-    task = Task(Program(Pipeline("simplex", (Types(n=100),)), 10, None, "p", "digits"), p, len(p), np.zeros((1, 3), "u4"))
+    task = Task(
+        Program(Pipeline("simplex", (Types(n=100),)), 10, None, "p", "digits"), p, len(p), np.zeros((1, 3), "u4")
+    )
     assert task.run() == 0
     keys = np.array([hash(row.tobytes()) & 0xFFFFFFFF or 1 for row in np.asarray(x, np.float32)], np.uint32)
     return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
@@ -75,9 +77,7 @@ class Honest(NamedTuple):
     kinds: np.ndarray
 
     def client(self, rng: np.random.Generator, count: int) -> Summaries:
-        """What one honest client asks: some classes much more than others; one in ten polls, asking most things again.
-
-        """
+        """One honest client: some classes much more than others; one in ten polls, asking most things again."""
         weights = rng.dirichlet(np.full(10, 2.0))[self.kinds]
         chosen = rng.choice(len(self.kinds), count, p=weights / weights.sum())
         asked = self.asked.take(chosen)

@@ -1,0 +1,136 @@
+"""Learn what ordinary clients ask from a log of them, so that an alarm has a meaning.
+
+The log has a line of JSON for each row: {"client": "alice", "entropy": 0.25, "label": 3, "cell": 1025, "margin": 0.9,
+"question": 12345, "duplicate": false}, as a guard can record them; the last two may be missing. Half of the clients
+make the baseline, the other half tests it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardening.cli.options import whole
+from hardening.clients.baseline import CHANGING, SETTLED, Baseline, calibrate, interval
+from hardening.clients.evidence import chance
+from hardening.clients.log import read_log
+from hardening.errors import ConfigError
+from hardening.kernels.layout import Lane
+
+EXAMPLE = "hardening calibrate --benign benign.jsonl --classes 10 -o baseline.json"
+FOUND = "held-out clients were flagged more often than the false-alarm level allows"
+#: Suspicions whose meaning is printed.
+LEVELS = (0.5, 1.0, 1.5, 2.0)
+_MEANINGS = {
+    Lane.HIGH: "entropy high for its label",
+    Lane.TAIL: "entropy very high for its label",
+    Lane.LOW: "entropy low for its label",
+    Lane.COLLAPSE: "label that the client had before",
+    Lane.DIVERSE: "label that the client had not before",
+    Lane.NOVEL: "cell that the client had not visited",
+    Lane.BOUNDARY: "margin small for its label",
+    Lane.DUPLICATE: "nearly a question asked before",
+}
+
+
+def probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {text!r}")
+    return value
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--benign", required=True, type=Path, metavar="LOG", help="what ordinary clients asked (JSONL)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("baseline.json"), metavar="FILE", help="where it goes")
+    parser.add_argument("--output", default="", metavar="NAME", help="the model's output that the rows are of")
+    parser.add_argument("--classes", type=whole(2), metavar="N", help="width of a row (default: labels in the log)")
+    parser.add_argument(
+        "--quantile", type=probability, default=0.999, metavar="Q", help="share of clients to hold (default 0.999)"
+    )
+    parser.add_argument(
+        "--false-alarm", type=probability, default=1e-4, metavar="ALPHA", help="per honest client, ever (default 1e-4)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object for machines")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        with options.benign.open(encoding="utf-8") as lines:
+            logs = read_log(lines, math.log2(options.classes) if options.classes else None)
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not text in UTF-8"
+        raise ConfigError("--benign", f"cannot read {str(options.benign)!r}: {reason}") from None
+    baseline = calibrate(logs, options.output, options.quantile)
+    try:
+        options.out.write_text(baseline.to_json(), encoding="utf-8")
+    except OSError as problem:
+        raise ConfigError("--out", f"cannot write {str(options.out)!r}: {problem.strerror}") from None
+    facts = describe(baseline, options.false_alarm)
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        _tell(baseline, facts, options)
+    held = facts["held_out"]
+    return int(held["flagged_interval"][0] > options.false_alarm)
+
+
+def describe(baseline: Baseline, false_alarm: float) -> dict[str, Any]:
+    """What a baseline means for alarms, as plain data: for `calibrate`, and for whoever explains a policy."""
+    held = baseline.held_out
+    flagged = held.flagged(false_alarm)
+    return {
+        "clients": baseline.clients,
+        "rows": baseline.rows,
+        "quantile": baseline.quantile,
+        "false_alarm": false_alarm,
+        "lanes": {
+            lane.name.lower(): {"average": baseline.average[lane], "spread": baseline.spread[lane]} for lane in Lane
+        },
+        "levels": {str(at): chance(at, false_alarm) for at in LEVELS},
+        "held_out": {
+            "clients": held.clients,
+            "outside": held.outside,
+            "outside_interval": list(held.share_outside()),
+            "flagged": flagged,
+            "flagged_interval": list(interval(flagged, held.clients)),
+        },
+    }
+
+
+def _tell(baseline: Baseline, facts: dict[str, Any], options: argparse.Namespace) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{options.out}: {baseline.clients} clients, {baseline.rows:,} different questions"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("what speaks against a client", min_width=20)
+    for heading in ("mean", "varies by", "stays\nbelow"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    means = np.array(baseline.means)
+    for lane in Lane:
+        low, high = means[SETTLED if lane in CHANGING else 0 :, lane].min(), means[SETTLED:, lane].max()
+        below = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
+        table.add_row(_MEANINGS[lane], f"{baseline.average[lane]:.3f}", f"{baseline.spread[lane]:.3f}", below)
+    console = Console(highlight=False)
+    console.print(table)
+    held = facts["held_out"]
+    low, high = held["outside_interval"]
+    console.print(
+        f"held out: {held['clients']} clients, {held['outside']} of them outside the baseline: {low:.2%} to {high:.2%} "
+        f"of all, with 95 % confidence; {held['flagged']} would have been flagged"
+    )
+    for at, level in facts["levels"].items():
+        console.print(
+            f"suspicion {at}: an honest client inside the baseline ever gets there with chance {level:.3g} at most"
+        )
