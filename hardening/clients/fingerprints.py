@@ -1,7 +1,8 @@
 """Near duplicates among questions of all clients, in an index that never grows.
 
 Searching for adversarial inputs, and for a class boundary, takes many questions that hardly differ. What is quantised,
-cut into windows and hashed of a question survives small changes; most of it is found again in an earlier one.
+cut into windows and hashed of a question survives small changes; most of it is found again in an earlier one. The very
+same question is none: many ask about the same thing, and who repeats himself is known by the question's key.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STEP = 50 / 255
 
 
 class Found(NamedTuple):
-    """What was found of each row: whether it is a near duplicate, and the client that asked the earlier one, or -1."""
+    """What was found of each row: whether it is a near duplicate of another, and the client that asked that, or -1."""
 
     duplicate: NDArray[np.uint8]
     owner: NDArray[np.int64]
@@ -52,6 +53,7 @@ class Fingerprints:
         self._index = np.empty((buckets, fingerprint.WAYS), np.uint64)
         self._index.fill(0)
         self._owners = np.full(max(1, self._index.size // HASHES), -1, np.int64)
+        self._exact = np.zeros(len(self._owners), np.int64)
         self._clock = np.ones(1, np.uint32)
         self._hashes, self._tally = np.zeros(HASHES, np.uint32), np.zeros((fingerprint.TALLY, 2), np.uint32)
         self._look = kernels.entry(
@@ -62,7 +64,7 @@ class Fingerprints:
     @property
     def nbytes(self) -> int:
         """What the index takes, however many questions there were."""
-        return self._index.nbytes + self._owners.nbytes
+        return self._index.nbytes + self._owners.nbytes + self._exact.nbytes
 
     def seen(self, inputs: NDArray[Any], slot: int = -1) -> Found:
         """Look rows up ``(n, ...)``, numbers of any kind, and remember them as asked by the client at `slot`.
@@ -80,14 +82,15 @@ class Fingerprints:
             rows, window, self._step, self._offset, self._salt, self._index, self._clock, self._hashes, self._tally,
             matches, number, parts,
         )  # fmt: skip
-        duplicate = (matches >= np.maximum(SHARE * parts, 1)) & (parts > 0)
-        now = (first + np.arange(len(rows))) % 2**32
+        nearly = (matches >= np.maximum(SHARE * parts, 1)) & (parts > 0)
+        size = len(self._owners)
         owner = np.full(len(rows), -1, np.int64)
-        for i in np.flatnonzero(duplicate):
-            age = (int(now[i]) - int(number[i])) % 2**32
-            if age <= i:
-                owner[i] = slot
-            elif age < len(self._owners):
-                owner[i] = self._owners[int(number[i]) % len(self._owners)]
-        self._owners[now % len(self._owners)] = slot
-        return Found(duplicate.astype(np.uint8), owner)
+        for i, row in enumerate(rows):
+            now, exact = (first + i) % 2**32, hash(row.tobytes())
+            earlier = int(number[i])
+            if nearly[i] and (now - earlier) % 2**32 < size:
+                owner[i] = self._owners[earlier % size]
+                if self._exact[earlier % size] == exact:  # many ask about the same thing; that is no search
+                    nearly[i], owner[i] = False, -1
+            self._owners[now % size], self._exact[now % size] = slot, exact
+        return Found(nearly.astype(np.uint8), owner)

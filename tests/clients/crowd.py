@@ -173,13 +173,13 @@ def together(parts: list[Summaries]) -> Summaries:
     return Summaries(np.concatenate([p.rows for p in parts]), np.concatenate([p.keys for p in parts]))
 
 
-def highest(clients: Any, baseline: Any, each: list[Summaries]) -> np.ndarray:
-    """The most evidence that each client ever reached, all of them asking as many rows, one after another."""
+def course(clients: Any, baseline: Any, each: list[Summaries]) -> np.ndarray:
+    """Evidence ``(rows, clients)`` after each row, all clients asking as many, in turn."""
     count, length = len(each), len(each[0].keys)
     rows, keys = (np.stack([getattr(e, name) for e in each], axis=1) for name in ("rows", "keys"))
-    most, slots = np.full(count, -np.inf), np.arange(count)
+    out, slots = np.zeros((length, count)), np.arange(count)
     for t in range(length):
         fold(clients, baseline, slots, Summaries(rows[t], keys[t]))
         found = clients._rows[:count]
-        most = np.maximum(most, log_evidence(found["wealth"], found["restarts"]))
-    return most
+        out[t] = log_evidence(found["wealth"], found["restarts"])
+    return out

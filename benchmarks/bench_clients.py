@@ -1,0 +1,104 @@
+"""What it takes to keep a client's books and evidence up to date, against one round trip to Redis.
+
+``100 updates`` enters a hundred rows of clients drawn at random into the packed table, with all that speaks for or
+against each; a row is one update. ``round trip`` is one HINCRBY on a Redis server of this machine, through a Unix socket
+and nothing but the socket, so that no client library is to blame.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gate import Race
+from hardening import kernels
+from hardening.clients import Baseline, Clients
+from hardening.clients.baseline import HeldOut
+from hardening.kernels import accounts
+from hardening.kernels.layout import LABEL_BINS, LANES, OCTAVES
+
+UPDATES, CLASSES = 100, 10
+
+
+def baseline() -> Baseline:
+    """Any will do that lets the bettor bet: nothing is skipped for an ordinary client."""
+    low, some = (0.1,) * LANES, (0.05,) * LANES
+    means = ((1.0,) * LANES,) + (low,) * (OCTAVES - 1)
+    edges = ((0.2, 1.5, 2.5, 0.1),) * LABEL_BINS
+    return Baseline("p", 100, 10_000, edges, means, low, some, (1 / 8,) * 8, 0.999, HeldOut(100, 0, ()))
+
+
+def updates(clients: int) -> Callable[[Any], object]:
+    """Enters rows into a table of so many clients; the first pass over it is done."""
+    table, numbers = Clients(clients), baseline().numbers()
+    fold = kernels.entry(
+        accounts.fold, "int64", "int64", "float64", "int64[::1]", "uint32[::1]", "float64[:, ::1]", "uint8[::1]"
+    )
+    nearly = np.zeros(UPDATES, np.uint8)
+
+    def run(q: Any) -> object:
+        slots, keys, rows = q
+        return fold(table._address, numbers.ctypes.data, math.log2(CLASSES), slots, keys, rows, nearly)
+
+    return run
+
+
+def fresh_of(clients: int) -> Callable[[np.random.Generator], Any]:
+    def fresh(rng: np.random.Generator) -> Any:
+        rows = np.stack(
+            [
+                rng.random(UPDATES) * 3,
+                rng.integers(0, CLASSES, UPDATES),
+                rng.integers(0, 4096, UPDATES),
+                rng.random(UPDATES),
+            ],
+            axis=1,
+        )
+        return rng.integers(0, clients, UPDATES), rng.integers(1, 2**32, UPDATES, np.uint32), rows
+
+    return fresh
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
+    """A connection to a server of our own that writes nothing to disk."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        pytest.skip("needs redis-server or valkey-server")
+    path = Path(tmp_path_factory.mktemp("redis")) / "s"
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                if "ready to accept" in line.lower():
+                    break
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                yield connection
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize(
+    "clients",
+    [
+        pytest.param(10_000, id="clients-ten-thousand"),
+        pytest.param(1_000_000, id="clients-a-million", marks=pytest.mark.deep),
+    ],
+)
+def test_updates(clients: int, redis: socket.socket, race: Race) -> None:
+    def round_trip(q: Any) -> object:
+        key = b"client-%d" % q[0][0]
+        redis.sendall(b"*4\r\n$7\r\nHINCRBY\r\n$%d\r\n%s\r\n$1\r\nq\r\n$1\r\n1\r\n" % (len(key), key))
+        return redis.recv(64)
+
+    race({"100 updates": updates(clients), "round trip": round_trip}, fresh_of(clients))
