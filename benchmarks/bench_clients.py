@@ -1,8 +1,8 @@
 """What it takes to keep a client's books and evidence up to date, against one round trip to Redis.
 
 ``100 updates`` enters a hundred rows of clients drawn at random into the packed table, with all that speaks for or
-against each; a row is one update. ``round trip`` is one HINCRBY on a Redis server of this machine, through a Unix socket
-and nothing but the socket, so that no client library is to blame.
+against each; a row is one update. ``round trip`` is one HINCRBY on a Redis server of this machine, through a Unix
+socket and nothing but the socket, so that no client library is to blame.
 """
 
 from __future__ import annotations

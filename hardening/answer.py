@@ -27,7 +27,15 @@ class Programs:
     #: Widths are chosen by the callers of models with dynamic shapes; beyond this many the table starts anew.
     MOST = 256
 
-    def __init__(self, policy: Policy, key: Key | None, model_digest: str) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        key: Key | None,
+        model_digest: str,
+        baselines: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> None:
+        #: By output, what ordinary clients ask (`Baseline.numbers`), where evidence is to be gathered.
+        self.baselines = dict(baselines or {})
         self.policy, self.key, self.model_digest = policy, key, model_digest
         self._known: dict[tuple[str, str, int], Program] = {}
         self._building = threading.Lock()
@@ -39,7 +47,8 @@ class Programs:
             with self._building:
                 if len(self._known) >= self.MOST:
                     self._known = {}
-                program = Program(self.policy.pipeline(output, tier), width, self.key, output, self.model_digest)
+                pipeline, baseline = self.policy.pipeline(output, tier), self.baselines.get(output)
+                program = Program(pipeline, width, self.key, output, self.model_digest, baseline)
                 self._known[output, tier, width] = program
         return program
 
@@ -72,6 +81,8 @@ class Answer:
         rows: int,
     ) -> None:
         self.outputs, self.rows = outputs, rows
+        #: uint8 ``(rows,)``: 1 where a question is nearly one that was asked before, if somebody found out.
+        self.nearly = np.zeros(rows, np.uint8)
         #: For each output: its task, and a job that says what to do and what the answer costs. An output that is
         #: released as it is has no task; its job holds the costs alone.
         self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
@@ -115,6 +126,7 @@ class Answer:
         program = self._programs.get(name, self._tier, width)
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question)
+        task.job[Job.DUPLICATES] = self.nearly.ctypes.data
         promise = program.promise(value.dtype.itemsize)
         most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
         bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)

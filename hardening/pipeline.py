@@ -116,6 +116,9 @@ class Pipeline:
 class Program:
     """A pipeline bound to one output of one model and to a key: arrays that the kernel runs.
 
+    Args:
+        baseline: what ordinary clients ask, as `Job.BASELINE` has it, if evidence is to be gathered.
+
     Attributes:
         pipeline, width: what it runs, on rows of how many entries.
         keyed_by_input: whether it needs to know the question.
@@ -123,7 +126,15 @@ class Program:
         personal: whether it needs the client's tag.
     """
 
-    def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        width: int,
+        key: Key | None,
+        output: str,
+        model_digest: str,
+        baseline: NDArray[np.float64] | None = None,
+    ) -> None:
         pipeline.check_width(width)
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
@@ -172,6 +183,7 @@ class Program:
             (Job.CELL_KEY, self._keep(cell_key)),
             (Job.SIGNS, self._keep(_signs(width, key, model_digest, output))),
             (Job.CELL_BITS, CELL_BITS),
+            (Job.BASELINE, 0 if baseline is None else self._keep(baseline)),
         ):
             self._job[place] = value
 

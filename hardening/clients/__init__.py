@@ -2,7 +2,12 @@
 
 `table` keeps a packed row for each client; `entropy` reads numbers off it; `evidence` is the bet against a client's
 innocence and `baseline` what it is calibrated by; `fingerprints` finds near duplicates; `reservoir` and `fleet` look
-at what takes more than one row, or more than one client. All but `table` are functions of their arguments.
+at what takes more than one row, or more than one client. All but `table` and the index of `fingerprints` are functions
+of their arguments.
+
+What none of it can see: a thief who asks what honest clients ask, as they would ask it. No observer can (Karchmer 2023,
+"Theoretical limits of provable security against model extraction by efficient observational defenses"); what is left
+against him is a budget.
 """
 
 from hardening.clients.baseline import Baseline

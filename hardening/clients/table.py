@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hardening import kernels
 from hardening.clients.entropy import code_length_bits, coverage, label_entropy_bits
 from hardening.clients.evidence import log_evidence, suspicion
-from hardening.kernels.layout import MEMORY
+from hardening.kernels.layout import MEMORY, Lane
 from hardening.types import Standing
 
 #: Longest name of a client, in characters; names are kept, so their length is part of the memory bound.
@@ -121,6 +121,12 @@ def evidence(rows: NDArray[Any]) -> NDArray[np.float64]:
     """Logarithm of the e-process of each row; 0 where nothing was asked for the first time."""
     found = log_evidence(rows["wealth"], rows["restarts"])
     return np.where(rows["firsts"] > 0, found, 0.0)
+
+
+def reasons(row: Any) -> tuple[tuple[Lane, float], ...]:
+    """The lanes that speak against a client, and how far its recent mean is above what ordinary ones stay below."""
+    above = [(lane, float(row["excess"][lane])) for lane in Lane if row["excess"][lane] > 0]
+    return tuple(sorted(above, key=lambda found: -found[1]))
 
 
 def standing(row: Any, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels.evidence import seen, weigh
-from hardening.kernels.lanes import call_at, device, outer, pointer
+from hardening.kernels.lanes import call_at, device, outer, pointer, prefetch
 from hardening.kernels.layout import HISTOGRAM_BINS, JOB, LABEL_BINS, LANES, REMEMBERED, SUMMARY, Job
 from hardening.kernels.program import summary_room
 
@@ -41,6 +41,8 @@ _SIZE = ROW.itemsize
     for f in ("bits", "wealth", "firsts", "excess", "recent", "histogram", "sums", "labels", "cells")
 )
 HOT = _RECENT
+#: Bytes that memory comes in, and rows of a log that are brought near before they are entered.
+_LINE, _AHEAD = 64, 8
 
 
 @device
@@ -55,8 +57,18 @@ def _count(bins: Any, index: int) -> None:
 
 
 def charge(table: int, slot: int, rows: int) -> None:
-    """Count `rows` queries of the client at `slot`; `table` is the address of an array of `ROW`."""
+    """Count `rows` queries of the client at `slot`; `table` is the address of an array of `ROW`.
+
+    While the model runs, the rest of the row is on its way to the cache.
+    """
     _counts(table, slot)[0] += rows
+    _bring(table, slot)
+
+
+@device
+def _bring(table: int, slot: int) -> None:
+    for offset in range(0, _CELLS, _LINE):
+        prefetch(table + slot * _SIZE + offset)
 
 
 def serve(table: int, slot: int, job: Any) -> int:
@@ -168,6 +180,9 @@ def fold(table: int, baseline: int, most: float, slots: Any, keys: Any, rows: An
     """
     scale = HISTOGRAM_BINS / most if most > 0.0 else 0.0
     for i in range(len(slots)):
+        if i + _AHEAD < len(slots):
+            _bring(table, slots[i + _AHEAD])
+            prefetch(table + slots[i + _AHEAD] * _SIZE + _CELLS + (np.int64(rows[i + _AHEAD, 2]) >> 3))
         base = table + slots[i] * _SIZE
         counts, reals = _counts(table, slots[i]), carray(pointer(base + _REALS), (3,), np.float64)
         entropy, label, cell = rows[i, 0], np.int64(rows[i, 1]), np.int64(rows[i, 2])

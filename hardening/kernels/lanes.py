@@ -109,6 +109,17 @@ def pointer(b: ir.IRBuilder, address: Any) -> Any:
     return b.inttoptr(address, I8.as_pointer())
 
 
+@define(types.none, types.int64)
+def prefetch(b: ir.IRBuilder, address: Any) -> Any:
+    """Has the line of memory at an address brought near, to be written soon; the address may be any."""
+    byte = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    name = "llvm.prefetch.p0"
+    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+    b.call(function, [b.inttoptr(address, byte), *(ir.Constant(I32, v) for v in (1, 3, 1))])
+    return ir.Constant(byte, None)
+
+
 @define(types.int64, types.int64, types.int64)
 def call_at(b: ir.IRBuilder, address: Any, argument: Any) -> Any:
     """Calls the compiled function at an address, from one integer to one."""

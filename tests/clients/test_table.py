@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import hardening
 from hardening.clients import Clients
 from hardening.clients.evidence import log_evidence
-from hardening.clients.table import POOLED, evidence, merge
+from hardening.clients.table import POOLED, evidence, merge, reasons
 from hardening.config import KeySource, Output, Policy
 from hardening.kernels import accounts
-from hardening.kernels.layout import Job
+from hardening.kernels.layout import Job, Lane
 from hardening.transforms import Gaussian, LabelOnly, Project
 from tests.clients.crowd import Summaries, fold
 from tests.clients.test_evidence import flat
@@ -200,17 +200,13 @@ def test_a_guard_that_is_given_a_baseline_gathers_evidence(tmp_path: Path) -> No
     noisy = (Gaussian(sigma=0.01), Project())
     outputs = {n: Output("simplex", {"normal": noisy}) for n in ("p", "q")}
     policy = Policy(outputs, KeySource("file:k.key", create=True), root=tmp_path)
-    numbers = flat(0.1).numbers()
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 3)).astype("f4")
     with hardening.Guard(policy, "m") as guard:
+        guard._programs.baselines.update(dict.fromkeys(outputs, flat(0.1).numbers()))
         for _ in range(3):
             outs = {n: np.full((64, 4), 0.25, np.float32) for n in outputs}
-            answer = guard.bind(outs, {"x": x}, 64)
-            for _, task, job in answer.entries:
-                assert task is not None
-                job[Job.BASELINE] = numbers.ctypes.data
-            guard.finish(guard.admit("alice", 64), answer)
+            guard.release(guard.admit("alice", 64), outs, {"x": x})
         row = guard._clients.row("alice")
         suspicion = guard.standing("alice").suspicion
     assert row["observed"] == 2 * 3 * 64
@@ -222,16 +218,34 @@ def test_a_guard_that_is_given_a_baseline_gathers_evidence(tmp_path: Path) -> No
 def test_polling_one_question_of_a_guard_is_no_evidence(tmp_path: Path) -> None:
     outputs = {n: Output("simplex", {"normal": (Gaussian(sigma=0.01), Project())}) for n in ("p", "q")}
     policy = Policy(outputs, KeySource("file:k.key", create=True), root=tmp_path)
-    numbers, x = flat(0.1).numbers(), np.ones((1, 3), "f4")
+    x = np.ones((1, 3), "f4")
     with hardening.Guard(policy, "m") as guard:
+        guard._programs.baselines.update(dict.fromkeys(outputs, flat(0.1).numbers()))
         for _ in range(100):
             answer = guard.bind({n: np.full((1, 4), 0.25, np.float32) for n in outputs}, {"x": x}, 1)
-            for _, _, job in answer.entries:
-                assert job[Job.NAMED] == 1
-                job[Job.BASELINE] = numbers.ctypes.data
+            assert all(job[Job.NAMED] == 1 for _, _, job in answer.entries)
             guard.finish(guard.admit("alice", 1), answer)
         assert guard._clients.row("alice")["firsts"] == 1
         assert guard.standing("alice").suspicion == 0
+
+
+def test_near_duplicates_and_reasons(tmp_path: Path) -> None:
+    """What somebody found out about the questions counts, and the table says what speaks against whom."""
+    policy = Policy({"p": Output("simplex", {"normal": (LabelOnly(),)})}, root=tmp_path)
+    rng = np.random.default_rng(0)
+    with hardening.Guard(policy, "m") as guard:
+        guard._programs.baselines["p"] = flat(0.9, DUPLICATE=0.1, NOVEL=1.0, DIVERSE=1.0).numbers()
+        for client, nearly in (("searcher", 1), ("user", 0)):
+            for _ in range(30):
+                answer = guard.bind({"p": rng.dirichlet(np.ones(4), 1)}, None, 1)
+                answer.nearly[...] = nearly
+                guard.finish(guard.admit(client, 1), answer)
+        assert guard.standing("searcher").suspicion > 1
+        assert guard.standing("user").suspicion < 0.5
+        (lane, above), *_ = reasons(guard._clients.row("searcher"))
+        assert lane is Lane.DUPLICATE
+        assert 0.7 < above < 0.9
+        assert Lane.DUPLICATE not in dict(reasons(guard._clients.row("user")))
 
 
 def test_margins_of_rows_alone_and_side_by_side(tmp_path: Path) -> None:
