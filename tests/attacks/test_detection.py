@@ -1,7 +1,8 @@
 """Who is flagged, after how many questions, and how often wrongly; run with -s to read the figures.
 
-Clients of a real model that reads digits. Honest ones differ in what they ask about, a tenth of them polls; the
-baseline is made of other honest clients. Evidence is looked at after every question.
+Clients of models of real data: handwritten digits, and a table of cell nuclei with two classes. Honest ones differ in
+what they ask about, a tenth of them polls; the baseline is made of other honest clients. Evidence is looked at after
+every question.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from tests.clients import crowd
 ALPHAS = (1e-2, 1e-3, 1e-4)
 
 
+WORLDS = {"digits": crowd.digits, "cells": crowd.cells}
+
+
 @functools.cache
-def baseline() -> Baseline:
-    return calibrate(crowd.logs(600, 600), "p")
+def baseline(world: str = "digits") -> Baseline:
+    return calibrate(WORLDS[world]().logs(600, 600), "p")
 
 
 def shares(course: np.ndarray) -> dict[float, tuple[int, float]]:
@@ -49,16 +53,17 @@ def told(name: str, course: np.ndarray) -> dict[float, tuple[int, float]]:
     return found
 
 
-def thieves(name: str, count: int, questions: int = 100) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    each = [crowd.summed_up(crowd.ATTACKS[name](rng, questions)) for _ in range(count)]
-    return crowd.course(Clients(count), baseline(), each)
+def thieves(name: str, count: int, questions: int = 100, world: str = "digits") -> np.ndarray:
+    rng, of = np.random.default_rng(3), WORLDS[world]()
+    each = [of.summed_up(of.ask(name, rng, questions)) for _ in range(count)]
+    return crowd.course(Clients(count), baseline(world), each)
 
 
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ["uniform", "foreign", "jacobian"])
-def test_thieves_are_flagged_within_a_hundred_questions(name: str) -> None:
+def test_thieves_are_flagged_within_a_hundred_questions(name: str, world: str) -> None:
     print()
-    found = told(name, thieves(name, 200))
+    found = told(name, thieves(name, 200, world=world))
     for alpha in ALPHAS:
         assert wilson(found[alpha][0], 200)[0] > 0.95
 
@@ -68,16 +73,18 @@ def test_half_of_the_questions_hidden_among_honest_ones() -> None:
     found = told("diluted", thieves("diluted", 400))
     assert found[1e-2][0] / 400 > 0.95
     assert wilson(found[1e-3][0], 400)[0] > 0.75
-    # More questions make up for the disguise.
+    # More questions make up for the disguise; where there are but two classes it takes them.
     assert told("diluted", thieves("diluted", 200, 250))[1e-4][0] >= 198
+    assert told("diluted", thieves("diluted", 200, 100, "cells"))[1e-2][0] > 100
+    assert told("diluted", thieves("diluted", 200, 400, "cells"))[1e-3][0] >= 190
 
 
-def honest(count: int, questions: int = 1000, seed: int = 21) -> dict[float, int]:
+def honest(count: int, world: str = "digits", questions: int = 1000) -> dict[float, int]:
     """How many of so many honest clients are ever flagged."""
-    rng, flagged = np.random.default_rng(seed), dict.fromkeys(ALPHAS, 0)
+    rng, flagged = np.random.default_rng(21), dict.fromkeys(ALPHAS, 0)
     for start in range(0, count, 500):
-        each = [crowd.honest().client(rng, questions) for _ in range(min(500, count - start))]
-        for alpha, (found, _) in shares(crowd.course(Clients(500), baseline(), each)).items():
+        each = [WORLDS[world]().honest.client(rng, questions) for _ in range(min(500, count - start))]
+        for alpha, (found, _) in shares(crowd.course(Clients(500), baseline(world), each)).items():
             flagged[alpha] += found
     print()
     for alpha, found in flagged.items():
@@ -86,15 +93,17 @@ def honest(count: int, questions: int = 1000, seed: int = 21) -> dict[float, int
     return flagged
 
 
-def test_honest_clients_are_hardly_ever_flagged() -> None:
-    flagged = honest(2000)
+@pytest.mark.parametrize("world", WORLDS)
+def test_honest_clients_are_hardly_ever_flagged(world: str) -> None:
+    flagged = honest(2000, world)
     assert flagged[1e-2] <= 2000 * 1e-2
     assert flagged[1e-3] <= 2000 * 1e-3
 
 
 @pytest.mark.deep
-def test_ten_thousand_honest_clients() -> None:
-    flagged = honest(10_000)
+@pytest.mark.parametrize("world", WORLDS)
+def test_ten_thousand_honest_clients(world: str) -> None:
+    flagged = honest(10_000, world)
     assert flagged[1e-2] <= 10_000 * 1e-2
     assert flagged[1e-3] <= 10_000 * 1e-3
 
@@ -114,16 +123,16 @@ def test_a_thief_who_asks_what_honest_clients_ask_is_not_detectable() -> None:
     What is left against him is a budget: fewer answers, less of a copy.
     """
     rng, count = np.random.default_rng(31), 200
-    each = [crowd.honest().client(rng, 400) for _ in range(count)]
+    each = [crowd.digits().honest.client(rng, 400) for _ in range(count)]
     print()
     found = told("disguised", crowd.course(Clients(count), baseline(), each))
     assert found[1e-2][0] <= 0.03 * count
-    pool, _ = crowd.images(rng, 400)
-    held_out, _ = crowd.images(rng, 1000)
-    labels = crowd.scores(held_out).argmax(axis=1)
+    pool, _ = crowd.digits().draw(rng, 400)
+    held_out, _ = crowd.digits().draw(rng, 1000)
+    labels = crowd.digits().scores(held_out).argmax(axis=1)
     fidelity = {}
     for budget in (40, 400):
-        copy = extract(crowd.scores, pool, pool, held_out, labels, budget=budget, rng=np.random.default_rng(1))
+        copy = extract(crowd.digits().scores, pool, pool, held_out, labels, budget=budget, rng=np.random.default_rng(1))
         fidelity[budget] = copy.fidelity
         low, high = copy.fidelity.interval
         print(f"  a copy from {budget} of his answers agrees on {copy.fidelity.value:.3f} [{low:.3f}, {high:.3f}]")

@@ -24,7 +24,7 @@ Search = Callable[[np.random.Generator, np.ndarray, int], Iterator[np.ndarray]]
 
 
 def loss(x: np.ndarray, label: int) -> float:
-    p = crowd.scores(x[None])[0]
+    p = crowd.digits().scores(x[None])[0]
     return float(np.log(p[label] + 1e-12) - np.log(np.delete(p, label).max() + 1e-12))
 
 
@@ -62,7 +62,7 @@ def hop_skip_jump(rng: np.random.Generator, x: np.ndarray, label: int) -> Iterat
     """From noise of another class to the boundary by bisection, along it by the signs of answers around it."""
 
     def other(z: np.ndarray) -> bool:
-        return int(crowd.scores(z[None])[0].argmax()) != label
+        return int(crowd.digits().scores(z[None])[0].argmax()) != label
 
     far = rng.random(64)
     yield far
@@ -97,7 +97,7 @@ SEARCHES: Mapping[str, tuple[Search, int]] = {
 
 def honest_rows(rng: np.random.Generator, count: int) -> np.ndarray:
     """Digits that nobody changed: some are asked by many clients."""
-    x = crowd.digits()[0][900:]
+    x = crowd.digits().x[900:]
     return x[rng.choice(len(x), count, replace=False)]
 
 
@@ -107,14 +107,14 @@ def watched() -> tuple[Fingerprints, Baseline]:
     rng, index, logs = np.random.default_rng(1), Fingerprints(b"secret", 1.0, window=8), {}
     for i in range(300):
         x = honest_rows(rng, 150)
-        logs[f"client-{i}"] = crowd.as_log(crowd.summed_up(x), index.seen(x, i).duplicate > 0)
+        logs[f"client-{i}"] = crowd.as_log(crowd.digits().summed_up(x), index.seen(x, i).duplicate > 0)
     return index, calibrate(logs, "p")
 
 
 def flagged_after(x: np.ndarray, slot: int = 0) -> int:
     """Questions until somebody asking `x` is flagged; one more than there are if never."""
     index, baseline = watched()
-    clients, asked = Clients(1), crowd.summed_up(x)
+    clients, asked = Clients(1), crowd.digits().summed_up(x)
     nearly = index.seen(x, slot).duplicate
     for t in range(len(x)):
         crowd.fold(clients, baseline, np.zeros(1), asked.take(slice(t, t + 1)), nearly[t : t + 1])
@@ -127,7 +127,7 @@ def flagged_after(x: np.ndarray, slot: int = 0) -> int:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_are_seen_in_their_first_hundredth(name: str) -> None:
     search, budget = SEARCHES[name]
-    x, labels = (a[900:] for a in crowd.digits())
+    x, labels = crowd.digits().x[900:], crowd.digits().y[900:]
     delays = []
     for seed in range(100):
         rng = np.random.default_rng(seed)

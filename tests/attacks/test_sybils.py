@@ -23,11 +23,11 @@ HONEST = 300
 
 @functools.cache
 def baseline() -> Baseline:
-    return calibrate(crowd.logs(600, 600), "p")
+    return calibrate(crowd.digits().logs(600, 600), "p")
 
 
 def crowded(rng: np.random.Generator, lengths: list[int]) -> tuple[list[crowd.Summaries], list[np.ndarray]]:
-    each = [crowd.honest().client(rng, n) for n in lengths]
+    each = [crowd.digits().honest.client(rng, n) for n in lengths]
     return each, [np.full(n, i) for i, n in enumerate(lengths)]
 
 
@@ -46,7 +46,7 @@ def entered(each: list[crowd.Summaries], slots: list[np.ndarray]) -> np.ndarray:
 
 def split(rng: np.random.Generator, attack: str, identities: int, questions: int, how: str) -> np.ndarray:
     each, slots = crowded(rng, [100] * HONEST)
-    made = crowd.summed_up(crowd.ATTACKS[attack](rng, questions))
+    made = crowd.digits().summed_up(crowd.digits().ask(attack, rng, questions))
     if how == "by class":
         label = made.rows[:, 1].astype(int)
         rank = np.argsort(np.argsort(label, kind="stable"), kind="stable")
@@ -110,7 +110,7 @@ def test_the_gap_of_labels() -> None:
 def test_identities_that_search_together_are_one_cluster() -> None:
     """A search dealt to six identities, each nearly repeating the others; honest clients are in no cluster."""
     rng, index = np.random.default_rng(7), Fingerprints(b"secret", 1.0, window=8)
-    x, links = crowd.digits()[0][900:], []
+    x, links = crowd.digits().x[900:], []
     for i in range(60):
         found = index.seen(x[rng.choice(len(x), 30, replace=False)], i)
         links += [(i, int(o), 1) for o in found.owner if o >= 0]

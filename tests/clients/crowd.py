@@ -1,4 +1,4 @@
-"""Honest clients and thieves of a real model: a perceptron that reads digits, asked about real and made-up images."""
+"""Honest clients and thieves of real models: perceptrons of digits and of a table of measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 
 from hardening import kernels
 from hardening.audit.extraction import Student, Training, one_hot, softmax, train
@@ -31,45 +31,6 @@ class Summaries(NamedTuple):
         return Summaries(self.rows[index], self.keys[index])
 
 
-@functools.cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.data))
-    return (data.data[order] / 16).astype(np.float32), data.target[order]
-
-
-@functools.cache
-def model() -> Student:
-    x, y = digits()
-    return train(x[:900], one_hot(np.eye(10)[y[:900]]), np.random.default_rng(1), Training((64,)))
-
-
-def scores(x: np.ndarray) -> np.ndarray:
-    return softmax(model().activations(x)[-1])
-
-
-def summed_up(x: np.ndarray) -> Summaries:
-    """What hardening notes down of these questions, through the program that would answer them."""
-    p = np.ascontiguousarray(scores(x), np.float32)
-    task = Task(
-        Program(Pipeline("simplex", (Types(n=100),)), 10, None, "p", "digits"), p, len(p), np.zeros((1, 3), "u4")
-    )
-    assert task.run() == 0
-    keys = np.array([hash(row.tobytes()) & 0xFFFFFFFF or 1 for row in np.asarray(x, np.float32)], np.uint32)
-    return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
-
-
-def images(rng: np.random.Generator, count: int, pool: slice = slice(900, None)) -> tuple[np.ndarray, np.ndarray]:
-    """Digits that the model was not trained on, as cameras differ: light, noise, half a pixel to one side."""
-    x, y = (a[pool] for a in digits())
-    chosen = rng.integers(len(x), size=count)
-    out = x[chosen].reshape(-1, 8, 8)
-    shift = rng.random((count, 1, 1)) * 0.5 * rng.integers(0, 2, (count, 1, 1))
-    out = (1 - shift) * out + shift * np.roll(out, 1, axis=2)
-    out = out * rng.uniform(0.8, 1.1, (count, 1, 1)) + rng.normal(0, 0.03, out.shape)
-    return np.clip(out, 0, 1).reshape(-1, 64).astype(np.float32), y[chosen]
-
-
 class Honest(NamedTuple):
     """A population of questions, with the classes that they are really of."""
 
@@ -78,7 +39,7 @@ class Honest(NamedTuple):
 
     def client(self, rng: np.random.Generator, count: int) -> Summaries:
         """One honest client: some classes much more than others; one in ten polls, asking most things again."""
-        weights = rng.dirichlet(np.full(10, 2.0))[self.kinds]
+        weights = rng.dirichlet(np.full(int(self.kinds.max()) + 1, 2.0))[self.kinds]
         chosen = rng.choice(len(self.kinds), count, p=weights / weights.sum())
         asked = self.asked.take(chosen)
         # Drawn again from a finite population, a row stands for another question of its like.
@@ -89,66 +50,140 @@ class Honest(NamedTuple):
         return asked
 
 
+class World:
+    """A model of real data, those who use it, and those who would have it.
+
+    `vary` makes new rows of the same kind out of real ones, `foreign` natural rows of another.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, known: int, vary: Vary, foreign: Vary) -> None:
+        self.x, self.y, self.known, self._vary, self._foreign = x, y, known, vary, foreign
+        self._logs: dict[tuple[int, int, int], Mapping[str, Log]] = {}
+
+    @functools.cached_property
+    def model(self) -> Student:
+        classes = int(self.y.max()) + 1
+        training = one_hot(np.eye(classes)[self.y[: self.known]])
+        return train(self.x[: self.known], training, np.random.default_rng(1), Training((64,)))
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        return softmax(self.model.activations(x)[-1])
+
+    def summed_up(self, x: np.ndarray) -> Summaries:
+        """What hardening notes down of these questions, through the program that would answer them."""
+        p = np.ascontiguousarray(self.scores(x), np.float32)
+        program = Program(Pipeline("simplex", (Types(n=100),)), p.shape[1], None, "p", "model")
+        task = Task(program, p, len(p), np.zeros((1, 3), "u4"))
+        assert task.run() == 0
+        keys = np.array([hash(row.tobytes()) & 0xFFFFFFFF or 1 for row in np.asarray(x, np.float32)], np.uint32)
+        return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows such as the model was not trained on, and what they are."""
+        x, y = self.x[self.known :], self.y[self.known :]
+        chosen = rng.integers(len(x), size=count)
+        return self._vary(rng, x, chosen, y).astype(np.float32), y[chosen]
+
+    @functools.cached_property
+    def honest(self) -> Honest:
+        x, kinds = self.draw(np.random.default_rng(5), 20_000)
+        return Honest(self.summed_up(x), kinds)
+
+    def logs(self, clients: int, rows: int, seed: int = 7) -> Mapping[str, Log]:
+        """What so many honest clients asked."""
+        if (clients, rows, seed) not in self._logs:
+            rng = np.random.default_rng(seed)
+            made = {f"client-{i}": as_log(self.honest.client(rng, rows)) for i in range(clients)}
+            self._logs[clients, rows, seed] = made
+        return self._logs[clients, rows, seed]
+
+    def ask(self, attack: str, rng: np.random.Generator, count: int) -> np.ndarray:
+        """What a thief asks, one of `ATTACKS`."""
+        if attack == "uniform":
+            return rng.random((count, self.x.shape[1])).astype(np.float32)
+        if attack == "foreign":
+            x, y = self.x[self.known :], self.y[self.known :]
+            return self._foreign(rng, x, rng.integers(len(x), size=count), y).astype(np.float32)
+        if attack == "jacobian":
+            return self._jacobian(rng, count)
+        half = np.concatenate([self.ask("uniform", rng, (count + 1) // 2), self.draw(rng, count // 2)[0]])
+        return half[rng.permutation(count)]
+
+    def _jacobian(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Papernot et al. (2017): seeds, moved along the sign of the gradient of their class, again and again.
+
+        The thief knows the model's own gradient: his substitute could not be better.
+        """
+        rounds = [self.draw(rng, max(10, count // 8))[0]]
+        (w, b), (v, _) = self.model.layers
+        while sum(map(len, rounds)) < count:
+            x = np.concatenate(rounds)
+            label = self.scores(x).argmax(axis=1)
+            active = (x @ w + b > 0).astype(np.float32)
+            rounds.append(np.clip(x + 0.1 * np.sign((active * v[:, label].T) @ w.T), 0, 1).astype(np.float32))
+        return np.concatenate(rounds)[:count]
+
+
+ATTACKS = ("uniform", "foreign", "jacobian", "diluted")
+#: New rows from real ones ``x[chosen]`` of classes `y`.
+Vary = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _as_cameras_differ(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Light, noise, half a pixel to one side."""
+    out, count = x[chosen].reshape(-1, 8, 8), len(chosen)
+    shift = rng.random((count, 1, 1)) * 0.5 * rng.integers(0, 2, (count, 1, 1))
+    out = (1 - shift) * out + shift * np.roll(out, 1, axis=2)
+    out = out * rng.uniform(0.8, 1.1, (count, 1, 1)) + rng.normal(0, 0.03, out.shape)
+    return np.clip(out, 0, 1).reshape(-1, 64)
+
+
+def _quarters(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Strokes like those of digits, which are none: quarters of four digits, each turned."""
+    whole = np.zeros((len(chosen), 8, 8))
+    for i in range(4):
+        other = _as_cameras_differ(rng, x, rng.permutation(chosen), y)
+        part = np.rot90(other.reshape(-1, 8, 8), i + 1, axes=(1, 2))
+        r, c = 4 * (i // 2), 4 * (i % 2)
+        whole[:, r : r + 4, c : c + 4] = part[:, 2:6, 2:6]
+    return whole.reshape(-1, 64)
+
+
 @functools.cache
-def honest(count: int = 20_000) -> Honest:
-    x, kinds = images(np.random.default_rng(5), count)
-    return Honest(summed_up(x), kinds)
+def digits() -> World:
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.data))
+    return World((data.data[order] / 16).astype("f4"), data.target[order], 900, _as_cameras_differ, _quarters)
+
+
+def _between(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Part of the way to another row of the same class."""
+    out = np.empty((len(chosen), x.shape[1]))
+    for kind in np.unique(y):
+        own, pool = np.flatnonzero(y[chosen] == kind), np.flatnonzero(y == kind)
+        way = rng.random((len(own), 1)) * 0.5
+        out[own] = (1 - way) * x[chosen[own]] + way * x[rng.choice(pool, len(own))]
+    return np.clip(out + rng.normal(0, 0.01, out.shape), 0, 1)
+
+
+def _columns_apart(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Every column as it should be, each of another row: public marginals, nobody's record."""
+    return np.stack([rng.permutation(column) for column in x[chosen].T], axis=1)
+
+
+@functools.cache
+def cells() -> World:
+    """A table: thirty measurements of cell nuclei, benign or malignant (Street et al. 1993)."""
+    data = load_breast_cancer()
+    order = np.random.default_rng(0).permutation(len(data.data))
+    ranks = data.data[order].argsort(axis=0).argsort(axis=0) / len(data.data)
+    return World(ranks.astype("f4"), data.target[order], 280, _between, _columns_apart)
 
 
 def as_log(asked: Summaries, duplicate: np.ndarray | None = None) -> Log:
     entropy, label, cell, margin = asked.rows.T
     nearly = np.zeros(len(entropy), bool) if duplicate is None else duplicate
     return Log(entropy, margin, label.astype(np.int64), cell.astype(np.int64), asked.keys, nearly, MOST)
-
-
-@functools.cache
-def logs(clients: int, rows: int, seed: int = 7) -> Mapping[str, Log]:
-    rng = np.random.default_rng(seed)
-    return {f"client-{i}": as_log(honest().client(rng, rows)) for i in range(clients)}
-
-
-def _uniform(rng: np.random.Generator, count: int) -> np.ndarray:
-    return rng.random((count, 64)).astype(np.float32)
-
-
-def _foreign(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Strokes like those of digits, which are none: quarters of four digits, each turned."""
-    whole = np.zeros((count, 8, 8), np.float32)
-    for i in range(4):
-        part = np.rot90(images(rng, count)[0].reshape(-1, 8, 8), i + 1, axes=(1, 2))
-        r, c = 4 * (i // 2), 4 * (i % 2)
-        whole[:, r : r + 4, c : c + 4] = part[:, 2:6, 2:6]
-    return whole.reshape(-1, 64)
-
-
-def _jacobian(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Papernot et al. (2017): seeds, moved along the sign of the gradient of their class, again and again.
-
-    The thief knows the model's own gradient: his substitute could not be better.
-    """
-    seeds = max(10, count // 8)
-    rounds = [images(rng, seeds)[0]]
-    (w, b), (v, _) = model().layers
-    while sum(map(len, rounds)) < count:
-        x = np.concatenate(rounds)
-        label = scores(x).argmax(axis=1)
-        active = (x @ w + b > 0).astype(np.float32)
-        gradient = (active * v[:, label].T) @ w.T
-        rounds.append(np.clip(x + 0.1 * np.sign(gradient), 0, 1).astype(np.float32))
-    return np.concatenate(rounds)[:count]
-
-
-def _diluted(rng: np.random.Generator, count: int) -> np.ndarray:
-    half = np.concatenate([_uniform(rng, (count + 1) // 2), images(rng, count // 2)[0]])
-    return half[rng.permutation(count)]
-
-
-ATTACKS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "uniform": _uniform,
-    "foreign": _foreign,
-    "jacobian": _jacobian,
-    "diluted": _diluted,
-}
 
 
 def fold(clients: Any, baseline: Any, slots: np.ndarray, asked: Summaries, nearly: np.ndarray | None = None) -> None:

@@ -27,7 +27,7 @@ def test_intervals_against_known_answers() -> None:
 
 
 def test_thresholds_and_means_are_those_of_the_log() -> None:
-    logs = crowd.logs(120, 200, 11)
+    logs = crowd.digits().logs(120, 200, 11)
     baseline = calibrate(logs, "p", 0.9)
     assert (baseline.output, baseline.quantile) == ("p", 0.9)
     assert 40 < baseline.clients < 80
@@ -53,11 +53,11 @@ def test_held_out_clients_that_are_other_people_are_found_outside() -> None:
     rng = np.random.default_rng(0)
     from hardening.clients.baseline import _held_out
 
-    logs = dict(crowd.logs(120, 100, 12))
+    logs = dict(crowd.digits().logs(120, 100, 12))
     names = [n for n in logs if _held_out(n)][:10]
     clean = calibrate(logs)
     for name in names:
-        logs[name] = crowd.as_log(crowd.summed_up(crowd.ATTACKS["uniform"](rng, 100)))
+        logs[name] = crowd.as_log(crowd.digits().summed_up(crowd.digits().ask("uniform", rng, 100)))
     mixed = calibrate(logs)
     assert mixed.means == clean.means
     assert mixed.held_out.outside >= clean.held_out.outside + 9
@@ -66,7 +66,7 @@ def test_held_out_clients_that_are_other_people_are_found_outside() -> None:
 
 
 def test_too_small_a_log() -> None:
-    few = {f"c{i}": log for i, log in enumerate(list(crowd.logs(120, 200, 11).values())[:30])}
+    few = {f"c{i}": log for i, log in enumerate(list(crowd.digits().logs(120, 200, 11).values())[:30])}
     with pytest.raises(ConfigError, match="log: has 30 clients with at least 32 different questions"):
         calibrate(few)
 
@@ -75,14 +75,14 @@ def lines(clients: int, rows: int) -> list[str]:
     """A log as a guard can write it."""
     rng, out = np.random.default_rng(8), []
     for i in range(clients):
-        asked = crowd.honest().client(rng, rows)
+        asked = crowd.digits().honest.client(rng, rows)
         out += records(f"client-{i}", asked.rows.T, asked.keys, np.zeros(rows))
     return out
 
 
 def test_a_log_survives_its_lines() -> None:
     rng = np.random.default_rng(8)
-    asked = crowd.honest().client(rng, 50)
+    asked = crowd.digits().honest.client(rng, 50)
     (log,) = read_log([*records("a", asked.rows.T, asked.keys, np.arange(50) == 3), "\n"], crowd.MOST).values()
     expected = crowd.as_log(asked, np.arange(50) == 3)
     for name in ("entropy", "margin", "label", "cell", "question", "duplicate"):
@@ -149,7 +149,9 @@ def test_a_baseline_that_does_not_hold_is_found(tmp_path: Path, capsys: pytest.C
     rng, out = np.random.default_rng(8), []
     for i in range(80):
         made = (
-            crowd.summed_up(crowd.ATTACKS["foreign"](rng, 80)) if _held_out(f"c{i}") else crowd.honest().client(rng, 80)
+            crowd.digits().summed_up(crowd.digits().ask("foreign", rng, 80))
+            if _held_out(f"c{i}")
+            else crowd.digits().honest.client(rng, 80)
         )
         out += records(f"c{i}", made.rows.T, made.keys)
     (tmp_path / "log").write_text("\n".join(out))
