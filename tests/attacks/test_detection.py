@@ -7,26 +7,20 @@ every question.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 import pytest
 
 from hardening.audit.extraction import extract, wilson
-from hardening.clients import Baseline, Clients
-from hardening.clients.baseline import calibrate, interval
+from hardening.clients import Clients
+from hardening.clients.baseline import interval
 from tests.clients import crowd
 
 ALPHAS = (1e-2, 1e-3, 1e-4)
 
 
 WORLDS = {"digits": crowd.digits, "cells": crowd.cells}
-
-
-@functools.cache
-def baseline(world: str = "digits") -> Baseline:
-    return calibrate(WORLDS[world]().logs(600, 600), "p")
 
 
 def shares(course: np.ndarray) -> dict[float, tuple[int, float]]:
@@ -56,7 +50,7 @@ def told(name: str, course: np.ndarray) -> dict[float, tuple[int, float]]:
 def thieves(name: str, count: int, questions: int = 100, world: str = "digits") -> np.ndarray:
     rng, of = np.random.default_rng(3), WORLDS[world]()
     each = [of.summed_up(of.ask(name, rng, questions)) for _ in range(count)]
-    return crowd.course(Clients(count), baseline(world), each)
+    return crowd.course(Clients(count), WORLDS[world]().baseline, each)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -84,7 +78,7 @@ def honest(count: int, world: str = "digits", questions: int = 1000) -> dict[flo
     rng, flagged = np.random.default_rng(21), dict.fromkeys(ALPHAS, 0)
     for start in range(0, count, 500):
         each = [WORLDS[world]().honest.client(rng, questions) for _ in range(min(500, count - start))]
-        for alpha, (found, _) in shares(crowd.course(Clients(500), baseline(world), each)).items():
+        for alpha, (found, _) in shares(crowd.course(Clients(500), WORLDS[world]().baseline, each)).items():
             flagged[alpha] += found
     print()
     for alpha, found in flagged.items():
@@ -110,7 +104,7 @@ def test_ten_thousand_honest_clients(world: str) -> None:
 
 def test_the_held_out_check_speaks_of_these_clients() -> None:
     """What calibration says of strangers holds for strangers."""
-    held = baseline().held_out
+    held = crowd.digits().baseline.held_out
     low, high = held.share_outside()
     print(f"\n  outside: {held.outside} of {held.clients} [{low:.4f}, {high:.4f}]")
     assert high < 0.05
@@ -125,7 +119,7 @@ def test_a_thief_who_asks_what_honest_clients_ask_is_not_detectable() -> None:
     rng, count = np.random.default_rng(31), 200
     each = [crowd.digits().honest.client(rng, 400) for _ in range(count)]
     print()
-    found = told("disguised", crowd.course(Clients(count), baseline(), each))
+    found = told("disguised", crowd.course(Clients(count), crowd.digits().baseline, each))
     assert found[1e-2][0] <= 0.03 * count
     pool, _ = crowd.digits().draw(rng, 400)
     held_out, _ = crowd.digits().draw(rng, 1000)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from hardening.clients import Baseline, Clients, fleet
-from hardening.clients.baseline import calibrate, interval
+from hardening.clients import Clients, fleet
+from hardening.clients.baseline import interval
 from hardening.clients.evidence import e_benjamini_hochberg
 from hardening.clients.fingerprints import Fingerprints
 from hardening.clients.table import evidence
@@ -19,11 +18,6 @@ from tests.clients.test_evidence import flat
 
 ALPHA = 1e-3
 HONEST = 300
-
-
-@functools.cache
-def baseline() -> Baseline:
-    return calibrate(crowd.digits().logs(600, 600), "p")
 
 
 def crowded(rng: np.random.Generator, lengths: list[int]) -> tuple[list[crowd.Summaries], list[np.ndarray]]:
@@ -40,7 +34,7 @@ def entered(each: list[crowd.Summaries], slots: list[np.ndarray]) -> np.ndarray:
         clients.slot(f"client-{i}")
     order = np.random.default_rng(0).permutation(len(where))
     order = order[np.argsort(where[order], kind="stable")] if count < 50 else order
-    crowd.fold(clients, baseline(), where[order], asked.take(order))
+    crowd.fold(clients, crowd.digits().baseline, where[order], asked.take(order))
     return clients.rows()
 
 
@@ -61,7 +55,7 @@ def split(rng: np.random.Generator, attack: str, identities: int, questions: int
 @pytest.mark.parametrize("attack", ["uniform", "foreign"])
 def test_a_split_attack_is_noticed(attack: str, identities: int, questions: int, how: str) -> None:
     rows = split(np.random.default_rng(4), attack, identities, questions, how)
-    groups = fleet.suspicious(baseline(), rows, ALPHA)
+    groups = fleet.suspicious(crowd.digits().baseline, rows, ALPHA)
     assert groups
     found = groups[0]
     share = (found.members >= HONEST).mean()
@@ -81,7 +75,7 @@ def test_a_split_attack_is_noticed(attack: str, identities: int, questions: int,
 @pytest.mark.parametrize("how", ["round-robin", "by class"])
 def test_a_diluted_attack_over_four_hundred_identities(how: str) -> None:
     rows = split(np.random.default_rng(5), "diluted", 400, 4000, how)
-    found = fleet.suspicious(baseline(), rows, ALPHA)[0]
+    found = fleet.suspicious(crowd.digits().baseline, rows, ALPHA)[0]
     assert (found.members >= HONEST).mean() > 0.5
 
 
@@ -89,9 +83,9 @@ def test_honest_fleets_are_left_alone() -> None:
     """Of any make-up: long clients and short ones, ten thousand who asked twice, few who asked much."""
     rng, flagged, fleets = np.random.default_rng(6), 0, 0
     kinds = [[100] * 300, [10] * 400, [2] * 3000, [400] * 20, [1000, *[20] * 60], [3, 30, 300] * 60]
-    for _ in range(8):
+    for _ in range(4):
         for lengths in kinds:
-            groups = fleet.suspicious(baseline(), entered(*crowded(rng, lengths)), ALPHA)
+            groups = fleet.suspicious(crowd.digits().baseline, entered(*crowded(rng, lengths)), ALPHA)
             flagged += bool(groups)
             fleets += 1
     low, high = interval(flagged, fleets)
@@ -138,10 +132,10 @@ def test_identities_in_the_same_rare_cells_are_linked() -> None:
 
 def test_an_empty_fleet_and_one_that_asked_nothing() -> None:
     clients = Clients(20)
-    assert fleet.suspicious(baseline(), clients.rows(), ALPHA) == ()
+    assert fleet.suspicious(crowd.digits().baseline, clients.rows(), ALPHA) == ()
     for i in range(20):
         clients.slot(str(i))
-    assert fleet.suspicious(baseline(), clients.rows(), ALPHA) == ()
+    assert fleet.suspicious(crowd.digits().baseline, clients.rows(), ALPHA) == ()
     assert fleet.group_evidence(flat(), clients.rows()) == (0.0, {})
 
 
@@ -168,6 +162,6 @@ def test_a_table_of_sixteen_thousand_is_looked_through_in_little_time() -> None:
     rng = np.random.default_rng(9)
     rows = entered(*crowded(rng, [3] * 16_000))
     start = time.perf_counter()
-    groups = fleet.suspicious(baseline(), rows, ALPHA)
+    groups = fleet.suspicious(crowd.digits().baseline, rows, ALPHA)
     print(f"\n  {len(rows)} clients in {time.perf_counter() - start:.1f} s")
     assert len(groups) <= 1

@@ -11,6 +11,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from hardening import kernels
 from hardening.audit.extraction import Student, Training, one_hot, softmax, train
+from hardening.clients import Baseline
+from hardening.clients.baseline import calibrate
 from hardening.clients.evidence import log_evidence
 from hardening.clients.log import Log
 from hardening.kernels import accounts
@@ -96,6 +98,10 @@ class World:
             made = {f"client-{i}": as_log(self.honest.client(rng, rows)) for i in range(clients)}
             self._logs[clients, rows, seed] = made
         return self._logs[clients, rows, seed]
+
+    @functools.cached_property
+    def baseline(self) -> Baseline:
+        return calibrate(self.logs(600, 600), "p")
 
     def ask(self, attack: str, rng: np.random.Generator, count: int) -> np.ndarray:
         """What a thief asks, one of `ATTACKS`."""
