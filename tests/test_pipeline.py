@@ -23,11 +23,14 @@ from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, 
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     Clip,
+    Cutoff,
+    DynaNoise,
     Gaussian,
     LabelOnly,
     Laplace,
-    Noise,
+    MemGuard,
     Project,
+    RandomTarget,
     ReverseSigmoid,
     Round,
     Temperature,
@@ -69,6 +72,14 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
     "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+    "cutoff": (Cutoff(low=0.1),),
+    "random": (RandomTarget(l1=0.8),),
+    "random-any": (RandomTarget(l1=1.5, keep_top1=False), Types(n=100)),
+    "memguard": (MemGuard(l1=0.3),),
+    "memguard-sure": (MemGuard(l1=1.0, confidence=1.0), Types(n=100)),
+    "dynanoise": (DynaNoise(variance=0.3, gain=2.0, t=10.0),),
+    "dynanoise-any": (DynaNoise(keep_top1=False, key="fresh"), Round(decimals=3)),
+    "dynanoise-after": (Gaussian(sigma=0.05), Project(), DynaNoise(variance=4.0)),
 }
 
 
@@ -76,7 +87,7 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
 DRAWN = [
     (name, cipher)
     for name, transforms in SIMPLEX.items()
-    for cipher in (CIPHERS if any(isinstance(t, Noise) for t in transforms) else CIPHERS[:1])
+    for cipher in (CIPHERS if any(op.keyed for _, op in Pipeline("simplex", transforms).lower()) else CIPHERS[:1])
 ]
 
 
@@ -90,15 +101,20 @@ def run(
 
 
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[np.int64]]:
-    """The noise that the kernel must have used, by the other implementation of its cipher and the table in numpy."""
+    """What the kernel must have drawn, by the other implementation of its cipher and the table in numpy.
+
+    For instructions that draw without a table, one word for each row.
+    """
     seen: dict[Any, int] = {}
     for transform, op in pipeline.lower():
-        if op.law is None:
+        if op.keyed is None:
             continue
-        assert isinstance(transform, Noise)
         context = transform.context()
         seen[context] = seen.get(context, -1) + 1
         secret = derive(key, "noise", "m", "p", seen[context], *context)
+        if op.law is None:
+            yield np.array([reference_stream(key.cipher, secret, n.tobytes(), 0, 1) for n in nonces]).view(np.int64)
+            continue
         table = noise_table(op.law)
         streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, width) for nonce in nonces]
         yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)

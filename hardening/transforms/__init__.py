@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from hardening.transforms.additive import Gaussian, Laplace, Noise
 from hardening.transforms.base import Draws, Op, State, Transform
-from hardening.transforms.classes import LabelOnly, TopK
-from hardening.transforms.deception import ReverseSigmoid
+from hardening.transforms.classes import Cutoff, LabelOnly, TopK
+from hardening.transforms.deception import RandomTarget, ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.membership import DynaNoise, MemGuard
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
 __all__ = [
     "TRANSFORMS",
     "Clip",
+    "Cutoff",
     "Draws",
+    "DynaNoise",
     "Gaussian",
     "LabelOnly",
     "Laplace",
+    "MemGuard",
     "Noise",
     "Op",
     "Project",
+    "RandomTarget",
     "ReverseSigmoid",
     "Round",
     "State",
@@ -36,5 +41,21 @@ __all__ = [
 
 #: Every transform by its name in a policy.
 TRANSFORMS: dict[str, type[Transform]] = {
-    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+    t.kind: t
+    for t in (
+        Round,
+        Types,
+        TopK,
+        Cutoff,
+        LabelOnly,
+        Clip,
+        Temperature,
+        Gaussian,
+        Laplace,
+        Project,
+        ReverseSigmoid,
+        RandomTarget,
+        MemGuard,
+        DynaNoise,
+    )
 }

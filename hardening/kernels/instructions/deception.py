@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from hardening.kernels.blocks import exact_sum
-from hardening.kernels.job import block_of, fields, forget_top, params_of
-from hardening.kernels.lanes import WIDTH, fill, where
-from hardening.kernels.memory import load, store
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from hardening.kernels import prf
+from hardening.kernels.blocks import add_at, exact_sum, place
+from hardening.kernels.job import block_of, fields, forget_top, nonces_of, params_of, stream_of, top_of
+from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer, smaller, where
+from hardening.kernels.layout import Job
+from hardening.kernels.memory import gather, load, load_words, store
+from hardening.kernels.words import high_half, int128, multiply_add
 
 
 def reverse_sigmoid(job: int) -> None:
@@ -23,3 +31,34 @@ def reverse_sigmoid(job: int) -> None:
             store(b.w, i, where(s > 0.0, load(b.w, i) / where(s > 0.0, s, fill(1.0)), fill(1.0 / b.n)))
     if params[3] > 0.0:
         forget_top(j)
+
+
+def random_target(job: int) -> None:
+    """Moves p0 of each row to a class drawn from ChaCha20; p1 = 1: less, where the top class would not lead by p2."""
+    j = fields(job)
+    b, p, raw, nonces = block_of(j), params_of(j), stream_of(j), nonces_of(j, 0)
+    if b.n < 2:
+        return
+    key = carray(pointer(j[Job.SECRET]), (8,), np.uint32)
+    first = load_words(nonces, 3)
+    prf.blocks(key, first, load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), raw)
+    top = top_of(j, b)
+    target = _one_of_others(raw, b.n, top, b.residual)
+    amount = fill(p[0])
+    if p[1] > 0.0:
+        ahead = gather(b.w, place(b, top)) - gather(b.w, place(b, target))
+        amount = smaller(amount, larger((ahead - p[2]) / (1.0 + ahead), fill(0.0)))
+    for i in range(b.m):
+        store(b.w, i, load(b.w, i) * (1.0 - amount))
+    add_at(b, target, amount)
+    if p[1] == 0.0:
+        forget_top(j)
+
+
+@device
+def _one_of_others(raw: Any, n: int, top: Any, room: Any) -> Any:
+    """A class other than `top` for each lane, from its 64-bit word: each alike, to within 2**-64."""
+    for k in range(WIDTH):
+        drawn = float(high_half(multiply_add(int128(np.uint64(0), np.uint64(0)), raw[k], np.uint64(n - 1))))
+        room[k] = drawn + (1.0 if drawn >= lane(top, k) else 0.0)
+    return load(room, 0)

@@ -1,0 +1,82 @@
+"""Logarithm, power of two and square root that every machine computes alike, for what is released.
+
+Nothing but additions, multiplications, divisions and square roots, each rounded as IEEE 754 has it and in a fixed order;
+a library's own functions differ in their last bits from one processor to the next. Cheaper ones for statistics are in
+`summary`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from hardening.kernels.lanes import FLOATS, I64, LONGS, call, define, device, fill, rint, splat
+from hardening.kernels.words import numbers
+
+LN2 = 0.6931471805599453
+LOG2_E = 1.4426950408889634
+# log2(m) = 2 / ln 2 (s + s^3 / 3 + s^5 / 5 + ...) with s = (m - 1) / (m + 1), here at most 0.172.
+_L = tuple(2.0 * LOG2_E / (2 * k + 1) for k in range(10))
+
+
+def _taylor(terms: int) -> tuple[float, ...]:
+    out = [1.0]
+    for k in range(1, terms):
+        out.append(out[-1] * LN2 / k)
+    return tuple(out)
+
+
+# 2**f = 1 + f ln 2 + (f ln 2)^2 / 2! + ... for f at most one half.
+_E = _taylor(14)
+
+
+@define(LONGS, FLOATS)
+def exponent(b: ir.IRBuilder, x: Any) -> Any:
+    """e with x / 2**e in [sqrt(1/2), sqrt(2)), for positive normal numbers."""
+    bits = b.bitcast(x, LONGS.representation)
+    return b.ashr(b.sub(bits, splat(b, ir.Constant(I64, 0x3FE6A09E667F3BCD))), splat(b, ir.Constant(I64, 52)))
+
+
+@define(FLOATS, FLOATS, LONGS)
+def without_exponent(b: ir.IRBuilder, x: Any, exponent: Any) -> Any:
+    """x / 2**exponent."""
+    bits = b.sub(b.bitcast(x, LONGS.representation), b.shl(exponent, splat(b, ir.Constant(I64, 52))))
+    return b.bitcast(bits, FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def power_of_two(b: ir.IRBuilder, x: Any) -> Any:
+    """2**x for whole numbers in [-1022, 1023]."""
+    biased = b.add(b.fptosi(x, LONGS.representation), splat(b, ir.Constant(I64, 1023)))
+    return b.bitcast(b.shl(biased, splat(b, ir.Constant(I64, 52))), FLOATS.representation)
+
+
+@define(FLOATS, FLOATS)
+def sqrt(b: ir.IRBuilder, x: Any) -> Any:
+    """Square root of what is not negative, correctly rounded."""
+    return call("llvm.sqrt.v8f64", b, x)
+
+
+@device
+def log2(x: Any) -> Any:
+    """Base-2 logarithm of positive normal numbers, error below 2**-50 of the larger of it and 1."""
+    whole = exponent(x)
+    m = without_exponent(x, whole)
+    s = (m - 1.0) / (m + 1.0)
+    r = s * s
+    q = fill(_L[9])
+    for k in range(8, -1, -1):
+        q = q * r + fill(_L[k])
+    return numbers(whole) + s * q
+
+
+@device
+def exp2(x: Any) -> Any:
+    """Two to the power of x for x in [-1000, 1000], relative error below 2**-50."""
+    whole = rint(x)
+    f = x - whole
+    q = fill(_E[13])
+    for k in range(12, -1, -1):
+        q = q * f + fill(_E[k])
+    return power_of_two(whole) * q
