@@ -4,7 +4,8 @@ Attacks on scores threshold a statistic of each answer (Salem et al. 2019; Song 
 half of the records, whose membership the attacker is given along with the defended answers to them. Attacks on labels
 ask whether the label is right (the gap attack of Yeom et al. 2018) and whether it stays so when the input is disturbed
 (Choquette-Choo et al. 2021). No defence that keeps the labels changes what these find, so theirs is the floor beside
-which every other figure belongs.
+which every other figure belongs. Who disturbs inputs and reads scores gets the mean of the true class's, which a defence
+of single answers does little about: each is asked about an input that it was not trained on.
 
 What is reported errs in the attacker's favour: he may turn a statistic around, and picks his thresholds on the very
 records that judge him.
@@ -57,14 +58,21 @@ class Separation:
 
 @dataclass(frozen=True)
 class Membership:
-    """What attackers found out, by the name of the attack: from scores, and from labels alone."""
+    """What attackers found out.
+
+    Attributes:
+        scores: by attacks on the scores of one answer for each record.
+        labels: by attacks on labels alone: of one answer (``gap``), of many near the record (``disturbed``).
+        near: by the true class's mean score in the many answers near the record.
+    """
 
     scores: Mapping[str, Separation]
     labels: Mapping[str, Separation]
+    near: Separation
 
     @property
     def best(self) -> str:
-        """The attack on scores that separates best."""
+        """The attack on the scores of one answer that separates best."""
         return max(self.scores, key=lambda name: self.scores[name].auc)
 
     @property
@@ -195,7 +203,7 @@ def infer(
         query: the model as the attacker reaches it.
         members, others: records it was trained on, and records of the same kind that it was not.
         rng: the attacker's own randomness.
-        disturb: small changes of the input, such as flipped bits, for the attack on labels.
+        disturb: small changes of the input, such as flipped bits.
         copies: disturbed inputs asked about for each record.
 
     Raises ValueError as `separation` does.
@@ -204,9 +212,11 @@ def infer(
     answers = [(as_distribution(query(part.inputs)), part.labels) for part in parts]
     scores = {name: separation(*(statistic(*answer) for answer in answers)) for name, statistic in STATISTICS.items()}
     scores["trained"] = trained(answers[0], answers[1], int(rng.integers(2**63)))
-    right = [np.zeros(len(part.labels)) for part in parts]
-    for count, part in zip(right, parts, strict=True):
+    right, mean = ([np.zeros(len(part.labels)) for part in parts] for _ in range(2))
+    for count, total, part in zip(right, mean, parts, strict=True):
         for _ in range(copies):
-            count += query(disturb(part.inputs, rng)).argmax(axis=1) == part.labels
+            near = np.asarray(query(disturb(part.inputs, rng)), np.float64)
+            count += gap(near, part.labels)
+            total += _likelihood(near, part.labels)
     labels = {"gap": separation(*(gap(*answer) for answer in answers)), "disturbed": separation(right[0], right[1])}
-    return Membership(scores, labels)
+    return Membership(scores, labels, separation(mean[0], mean[1]))

@@ -72,7 +72,11 @@ def found(victim: Victim) -> dict[str, Membership]:
     out = {}
     for tier, query in victim.queries.items():
         out[tier] = infer(query, victim.members, victim.others, rng=np.random.default_rng(5), disturb=moved)
-        for kind, attacks in (("scores", out[tier].scores), ("labels alone", out[tier].labels)):
+        for kind, attacks in (
+            ("scores", out[tier].scores),
+            ("labels alone", out[tier].labels),
+            ("many scores", {"near": out[tier].near}),
+        ):
             for name, s in attacks.items():
                 low, high = s.interval
                 least, most = s.tpr_interval
@@ -118,6 +122,13 @@ def test_memguard_hides_members_the_more_the_larger_its_budget(found: dict[str, 
     assert last.scores[last.best].interval[0] <= last.labels["gap"].auc
     assert last.scores[last.best].auc < last.floor
     assert max(last.scores[name].tpr for name in UNAWARE) < 0.03
+
+
+def test_many_questions_near_a_record_get_around_it(found: dict[str, Membership]) -> None:
+    """Honestly: it protects single answers. Only fewer questions help against many."""
+    assert found["memguard 0.5"].near.auc > found["memguard 0.5"].floor
+    assert found["memguard 1.0"].near.interval[1] > found["memguard 1.0"].floor
+    assert found["undefended"].near.auc > found["memguard 0.5"].near.auc
 
 
 def test_a_sure_profile_costs_members_nothing_and_hides_less(victim: Victim, found: dict[str, Membership]) -> None:
