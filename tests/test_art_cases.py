@@ -31,9 +31,10 @@ from hardening.transforms import (
     Transform,
 )
 
-V = np.array(
-    [[0.12109935, 0.0498215, 0.0993958, 0.06410096, 0.11366928, 0.04645343, 0.06419807, 0.30685693, 0.07616714, 0.05823757]]
-)  # fmt: skip
+V = np.array([[
+    0.12109935, 0.0498215, 0.0993958, 0.06410096, 0.11366928, 0.04645343, 0.06419807, 0.30685693, 0.07616714,
+    0.05823757,
+]])  # fmt: skip
 B = np.array([[0.5301345]])
 
 
@@ -163,7 +164,7 @@ def test_decimals_that_are_no_whole_number(decimals: Any) -> None:
 
 
 def test_a_million_noisy_rows() -> None:
-    """With this much noise 8 % of ART's rows are NaN: all of their entries were clipped, and then divided by nothing."""
+    """With this much noise 8 % of ART's rows are NaN: every entry was clipped, and then divided by their sum."""
     x = np.full((10**6, 3), [0.6, 0.3, 0.1])
     for keep in (False, True):
         out = hardened(x, Gaussian(sigma=2.0), Project(keep_top1=keep))

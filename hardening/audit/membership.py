@@ -3,9 +3,9 @@
 Attacks on scores threshold a statistic of each answer (Salem et al. 2019; Song & Mittal 2021) or train a classifier on
 half of the records, whose membership the attacker is given along with the defended answers to them. Attacks on labels
 ask whether the label is right (the gap attack of Yeom et al. 2018) and whether it stays so when the input is disturbed
-(Choquette-Choo et al. 2021). No defence that keeps the labels changes what these find, so theirs is the floor beside
-which every other figure belongs. Who disturbs inputs and reads scores gets the mean of the true class's, which a defence
-of single answers does little about: each is asked about an input that it was not trained on.
+(Choquette-Choo et al. 2021). No defence that keeps the labels changes what these find: theirs is the floor, beside
+which every other figure belongs. Who disturbs inputs and reads the scores too goes above it, since a defence of single
+answers does little for their mean.
 
 What is reported errs in the attacker's favour: he may turn a statistic around, and picks his thresholds on the very
 records that judge him.
@@ -209,14 +209,14 @@ def infer(
     Raises ValueError as `separation` does.
     """
     parts = (members, others)
-    answers = [(as_distribution(query(part.inputs)), part.labels) for part in parts]
-    scores = {name: separation(*(statistic(*answer) for answer in answers)) for name, statistic in STATISTICS.items()}
-    scores["trained"] = trained(answers[0], answers[1], int(rng.integers(2**63)))
+    of_members, of_others = ((as_distribution(query(part.inputs)), part.labels) for part in parts)
+    scores = {name: separation(statistic(*of_members), statistic(*of_others)) for name, statistic in STATISTICS.items()}
+    scores["trained"] = trained(of_members, of_others, int(rng.integers(2**63)))
     right, mean = ([np.zeros(len(part.labels)) for part in parts] for _ in range(2))
     for count, total, part in zip(right, mean, parts, strict=True):
         for _ in range(copies):
             near = np.asarray(query(disturb(part.inputs, rng)), np.float64)
             count += gap(near, part.labels)
             total += _likelihood(near, part.labels)
-    labels = {"gap": separation(*(gap(*answer) for answer in answers)), "disturbed": separation(right[0], right[1])}
+    labels = {"gap": separation(gap(*of_members), gap(*of_others)), "disturbed": separation(right[0], right[1])}
     return Membership(scores, labels, separation(mean[0], mean[1]))

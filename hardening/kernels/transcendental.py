@@ -1,7 +1,7 @@
 """Logarithm, power of two and square root that every machine computes alike, for what is released.
 
-Nothing but additions, multiplications, divisions and square roots, each rounded as IEEE 754 has it and in a fixed order;
-a library's own functions differ in their last bits from one processor to the next. Cheaper ones for statistics are in
+Nothing but additions, multiplications, divisions and square roots, rounded as IEEE 754 has it and in a fixed order: a
+library's own functions differ in their last bits from one processor to the next. Cheaper ones, for statistics, are in
 `summary`.
 """
 

@@ -5,7 +5,7 @@ What a transform promises is asserted, and the floor that attacks on labels set 
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import hardening_onnx
@@ -114,7 +114,7 @@ def test_memguard_hides_members_the_more_the_larger_its_budget(found: dict[str, 
     curve = [found["undefended"], *(found[f"memguard {l1}"] for l1 in BUDGETS)]
     best = [result.scores[result.best].auc for result in curve]
     print("\n  best attack on scores, l1 = 0, 0.1, 0.3, 0.5, 0.7, 1:", *(f"{area:.3f}" for area in best))
-    assert all(after < before for before, after in zip(best, best[1:], strict=False))
+    assert all(after < before for before, after in pairwise(best))
     assert best[1] < 0.8
     # At the largest budget scores say nothing, beyond what whether the label is right says by itself.
     last = curve[-1]
@@ -133,8 +133,8 @@ def test_many_questions_near_a_record_get_around_it(found: dict[str, Membership]
 
 def test_a_sure_profile_costs_members_nothing_and_hides_less(victim: Victim, found: dict[str, Membership]) -> None:
     clean = victim.queries["undefended"](victim.members.inputs)
-    cost = {t: np.abs(victim.queries[t](victim.members.inputs) - clean).sum(axis=1) for t in ("sure 0.5", "memguard 0.5")}
-    assert np.median(cost["sure 0.5"]) < 0.01 < np.median(cost["memguard 0.5"])
+    sure, half = (victim.queries[tier](victim.members.inputs) for tier in ("sure 0.5", "memguard 0.5"))
+    assert np.median(np.abs(sure - clean).sum(axis=1)) < 0.01 < np.median(np.abs(half - clean).sum(axis=1))
     best = {tier: result.scores[result.best].auc for tier, result in found.items()}
     assert best["memguard 0.5"] < best["sure 0.5"] < best["undefended"]
 
