@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from hardening.kernels.lanes import FLOATS, I64, LONGS, call, define, device, fill, rint, splat
+from hardening.kernels.lanes import FLOATS, I64, LONGS, call, define, device, fill, larger, rint, smaller, splat, where
 from hardening.kernels.words import numbers
 
 LN2 = 0.6931471805599453
@@ -80,3 +80,12 @@ def exp2(x: Any) -> Any:
     for k in range(12, -1, -1):
         q = q * f + fill(_E[k])
     return power_of_two(whole) * q
+
+
+@device
+def power(x: Any, exponent: float) -> Any:
+    """x**exponent for x >= 0 and an exponent above zero; what leaves the range from 2**-1000 to 2**1000 stops there."""
+    tiny = x < 2.0**-900
+    bits = log2(larger(where(tiny, x * 2.0**200, x), fill(2.0**-900)))
+    bits = (bits - where(tiny, fill(200.0), fill(0.0))) * exponent
+    return where(x > 0.0, exp2(smaller(larger(bits, fill(-1000.0)), fill(1000.0))), fill(0.0))

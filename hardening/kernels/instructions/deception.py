@@ -13,18 +13,18 @@ from hardening.kernels.job import block_of, fields, forget_top, nonces_of, param
 from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer, smaller, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, load_words, store
-from hardening.kernels.words import high_half, int128, multiply_add
+from hardening.kernels.transcendental import power
 
 
 def reverse_sigmoid(job: int) -> None:
     """p0: beta; p1: gamma; p2 = 1: renormalise; p3 = 1: may change the top class."""
     j = fields(job)
     b, params = block_of(j), params_of(j)
-    beta, gamma = params[0], params[1]
-    for k in range(WIDTH * b.m):
-        p = min(max(b.w[k], 1e-9), 1.0 - 1e-9)
-        ratio = ((1.0 - p) / p) ** gamma
-        b.w[k] = min(max(p - beta * (1.0 / (1.0 + ratio) - 0.5), 0.0), 1.0)
+    beta, gamma, none, one = params[0], params[1], fill(0.0), fill(1.0)
+    for i in range(b.m):
+        p = smaller(larger(load(b.w, i), fill(1e-9)), fill(1.0 - 1e-9))
+        ratio = power((one - p) / p, gamma)
+        store(b.w, i, smaller(larger(p - beta * (one / (one + ratio) - 0.5), none), one))
     if params[2] > 0.0:
         s = exact_sum(b, b.w)
         for i in range(b.m):
@@ -58,7 +58,9 @@ def random_target(job: int) -> None:
 @device
 def _one_of_others(raw: Any, n: int, top: Any, room: Any) -> Any:
     """A class other than `top` for each lane, from its 64-bit word: each alike, to within 2**-64."""
+    half, many = np.uint64(32), np.uint64(n - 1)
     for k in range(WIDTH):
-        drawn = float(high_half(multiply_add(int128(np.uint64(0), np.uint64(0)), raw[k], np.uint64(n - 1))))
+        high, low = raw[k] >> half, raw[k] & np.uint64(0xFFFFFFFF)
+        drawn = float((high * many + (low * many >> half)) >> half)
         room[k] = drawn + (1.0 if drawn >= lane(top, k) else 0.0)
     return load(room, 0)
