@@ -1,4 +1,4 @@
-"""What deceptions do promise - budgets, kept labels, draws that asking again does not change - against those who try."""
+"""What deceptions promise: budgets, kept labels, draws that asking again does not change."""
 
 from __future__ import annotations
 
