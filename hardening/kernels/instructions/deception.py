@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels import prf
+from hardening.kernels import aes, chacha20
 from hardening.kernels.blocks import add_at, exact_sum, place
 from hardening.kernels.job import block_of, fields, forget_top, nonces_of, params_of, stream_of, top_of
-from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer, smaller, where
+from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, outer, pointer, smaller, where
 from hardening.kernels.layout import Job
-from hardening.kernels.memory import gather, load, load_words, store
+from hardening.kernels.memory import gather, load, store
 from hardening.kernels.transcendental import power
 
 
@@ -33,15 +33,24 @@ def reverse_sigmoid(job: int) -> None:
         forget_top(j)
 
 
-def random_target(job: int) -> None:
-    """Moves p0 of each row to a class drawn from ChaCha20; p1 = 1: less, where the top class would not lead by p2."""
+def random_target_aes_128_ctr(job: int) -> None:
+    """`_random_target` from AES-128 in counter mode."""
+    _random_target(job, carray(pointer(fields(job)[Job.SECRET]), (aes.KEY,), np.uint64), aes.across)
+
+
+def random_target_chacha20(job: int) -> None:
+    """`_random_target` from ChaCha20."""
+    _random_target(job, carray(pointer(fields(job)[Job.SECRET]), (chacha20.KEY,), np.uint32), chacha20.across)
+
+
+@outer
+def _random_target(job: int, key: Any, across: Any) -> None:
+    """Moves p0 of each row to a class that is drawn; p1 = 1: less, where the top class would not lead by p2."""
     j = fields(job)
-    b, p, raw, nonces = block_of(j), params_of(j), stream_of(j), nonces_of(j, 0)
+    b, p, raw = block_of(j), params_of(j), stream_of(j)
     if b.n < 2:
         return
-    key = carray(pointer(j[Job.SECRET]), (8,), np.uint32)
-    first = load_words(nonces, 3)
-    prf.blocks(key, first, load_words(nonces, 0), load_words(nonces, 1), load_words(nonces, 2), raw)
+    across(key, nonces_of(j, 0), 0, 1, raw)
     top = top_of(j, b)
     target = _one_of_others(raw, b.n, top, b.residual)
     amount = fill(p[0])
