@@ -202,3 +202,20 @@ def test_noise_before_a_deception_keeps_its_promise() -> None:
 def test_impossible_parameters_are_refused(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: must be"):
         make()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (3, 1), (9, 1), (1, 20000)])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize(
+    "made", [MemGuard(l1=0.5), RandomTarget(l1=0.5), DynaNoise(variance=4.0)], ids=lambda t: t.kind
+)
+def test_odd_shapes(made: Transform, dtype: str, shape: tuple[int, int]) -> None:
+    x = np.zeros(shape, dtype)
+    if x.size:
+        x[:, -1] = 1
+    out = run(x, made)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+    assert np.isfinite(out).all()
+    if x.size:
+        assert (out.argmax(axis=1) == shape[1] - 1).all()
+        assert out.sum(axis=1, dtype="f8") == pytest.approx(1.0, abs=1e-2 if dtype == "f2" else 1e-5)

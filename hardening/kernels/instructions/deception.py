@@ -10,7 +10,7 @@ from numba import carray
 from hardening.kernels import aes, chacha20
 from hardening.kernels.blocks import add_at, exact_sum, place
 from hardening.kernels.job import block_of, fields, forget_top, nonces_of, params_of, stream_of, top_of
-from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, outer, pointer, smaller, where
+from hardening.kernels.lanes import WIDTH, device, fill, larger, outer, pointer, smaller, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, store
 from hardening.kernels.transcendental import power
@@ -70,6 +70,6 @@ def _one_of_others(raw: Any, n: int, top: Any, room: Any) -> Any:
     half, many = np.uint64(32), np.uint64(n - 1)
     for k in range(WIDTH):
         high, low = raw[k] >> half, raw[k] & np.uint64(0xFFFFFFFF)
-        drawn = float((high * many + (low * many >> half)) >> half)
-        room[k] = drawn + (1.0 if drawn >= lane(top, k) else 0.0)
-    return load(room, 0)
+        room[k] = float((high * many + (low * many >> half)) >> half)
+    drawn = load(room, 0)
+    return drawn + where(drawn >= top, fill(1.0), fill(0.0))
