@@ -112,7 +112,7 @@ class DynaNoise(Transform):
             raise ValueError(f"t: must be between 0.001 and 1000, not {self.t!r}")
         if not isinstance(self.keep_top1, bool):
             raise ValueError(f"keep_top1: must be true or false, not {self.keep_top1!r}")
-        _ = self._noise
+        _ = self._noise  # which refuses a wrong key
 
     @property
     def _noise(self) -> Gaussian:
@@ -135,7 +135,7 @@ class DynaNoise(Transform):
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         softmax = (math.log2(math.e) / self.t, float(self.keep_top1), self.t * MARGIN)
         return (
-            Op("membership.to_deviations", (self.variance, self.gain), scratch=1),
+            Op("membership.to_deviations", (self.variance, self.gain, LEAST_SCORE), scratch=1),
             *self._noise.lower(space),
             Op("membership.from_deviations", softmax, scratch=1),
         )

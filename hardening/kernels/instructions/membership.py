@@ -14,8 +14,6 @@ from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
 from hardening.kernels.transcendental import LN2, exp2, log2, sqrt
 
-#: Scores below this count as this: a logarithm needs something to hold on to.
-LEAST_SCORE = 2.0**-40
 #: Grid on which up to 2**21 numbers of at most 1 add up exactly.
 SUM_GRID = 2.0**32
 
@@ -41,13 +39,13 @@ def memguard(job: int) -> None:
 def to_deviations(job: int) -> None:
     """Log-scores in units of their noise's standard deviation: its square is p0, and p1 p0 more as the entropy falls.
 
-    The unit is left in the scratch for `from_deviations`.
+    Scores below p2 count as p2. The unit is left in the scratch for `from_deviations`.
     """
     j = fields(job)
     b, p = block_of(j), params_of(j)
     for i in range(b.m):
         v = load(b.w, i)
-        bits = log2(larger(v, fill(LEAST_SCORE)))
+        bits = log2(larger(v, fill(p[2])))
         store(b.residual, i, v * bits)
         store(b.w, i, bits * LN2)
     entropy = 0.0 - exact_sum(b, b.residual)
