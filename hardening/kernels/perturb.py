@@ -1,8 +1,9 @@
-"""The linear program behind utility-bounded perturbation, for one row: ``min c.z`` for z on the simplex, L1 of z - y bounded.
+"""The linear program of utility-bounded perturbation, for one row.
 
-Scores are whole numbers of `UNIT` and costs whole numbers as well, so every sum that decides is exact: neither the order of
-the work nor the machine matters. A key is a cost and, in its low bits, the column: no two are equal, and of equal
-costs the lower column counts as the cheaper. Nothing is allocated; steps are bounded by the row's width alone.
+It is ``min c.z`` for z on the simplex with a bounded L1 distance from y, and with the top class kept if that is wanted.
+Scores are whole numbers, of which `UNIT` are one, and so are costs; every sum that decides is exact, and neither the
+order of the work nor the machine matters. A key is a cost and, in its low bits, the column: no two are equal, and of
+equal costs the lower column counts as the cheaper. Nothing is allocated; a row's width bounds the steps.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hardening.kernels.elementary import logarithms
 from hardening.kernels.lanes import apart, device
 
 #: Scores are multiples of 1 / UNIT.
@@ -24,25 +26,11 @@ LOG_UNIT = 2.0**30
 ROOM = 1 << 53
 #: Added to scores before their logarithm is taken (Tang et al. 2024).
 FLOOR = 1e-6
-LN2 = 0.6931471805599453
-HALF_BITS = 0x3FE0000000000000
-MANTISSA = 0x000FFFFFFFFFFFFF
 
 
 @device
 def nearest(x: float) -> Any:
     return np.int64(math.floor(x + 0.5))
-
-
-@device
-def logarithm(m: float) -> float:
-    """ln m for m in [1/2, 1], from ln m = 2 artanh((m - 1) / (m + 1)); within 2**-50 of it, and the same everywhere."""
-    s = (m - 1.0) / (m + 1.0)
-    q = s * s
-    series = 1.0 / 31.0
-    for k in range(29, 0, -2):
-        series = series * q + 1.0 / k
-    return 2.0 * s * series
 
 
 @device
@@ -60,25 +48,24 @@ def to_scores(units: Any, row: Any) -> None:
 
 @device
 def log_costs(units: Any, spare: Any, costs: Any) -> None:
-    """Costs of maximum log-likelihood deviation: ln(y + `FLOOR`). `spare` is of float64."""
-    bits = spare.view(np.int64)
+    """Costs ln(y + `FLOOR`). `spare` is of float64."""
     for j in range(units.size):
         spare[j] = units[j] / UNIT + FLOOR
-        exponent = (bits[j] >> 52) - 1022
-        bits[j] = (bits[j] & MANTISSA) | HALF_BITS
-        costs[j] = nearest((exponent * LN2 + logarithm(spare[j])) * LOG_UNIT)
+    logarithms(spare)
+    for j in range(units.size):
+        costs[j] = nearest(spare[j] * LOG_UNIT)
 
 
 @device
 def score_costs(units: Any, costs: Any) -> None:
-    """Costs y, or y - p' for a p' that is the same for all classes."""
+    """Costs y - p' for a p' that is the same for all classes, which may then be left out."""
     for j in range(units.size):
-        costs[j] = nearest(units[j] / (UNIT / MOST_COST))
+        costs[j] = nearest(units[j] / UNIT * MOST_COST)
 
 
 @device
 def difference_costs(units: Any, surrogate: Any, costs: Any) -> None:
-    """Costs y - p': against the gradient that y would give the last layer of a surrogate that answers p'."""
+    """Costs y - p'."""
     for j in range(units.size):
         costs[j] = nearest((units[j] / UNIT - surrogate[j]) * MOST_COST)
 
@@ -193,14 +180,14 @@ class Others(NamedTuple):
     """The classes beside the top one in ascending order of cost.
 
     Attributes:
-        keys, scores: of the first `count` entries each; the rest is of no meaning. shift: see `number`.
+        keys, scores: of the first `size` entries each; the rest is of no meaning. shift: see `number`.
         total: of the whole row. cost: of the top class.
     """
 
     keys: Any
     scores: Any
     shift: int
-    count: int
+    size: int
     total: Any
     cost: Any
 
@@ -232,7 +219,7 @@ def _steps(amount: Any, rate: Any) -> Any:
 @apart
 def _fill(row: Others, y: Any, v: Any, budget: Any, margin: Any) -> Filling:
     """How `row` is filled best under the cap ``v - margin``, where the top class had y and is to have v."""
-    keys, scores, shift, count = row.keys, row.scores, row.shift, row.count
+    keys, scores, shift, count = row.keys, row.scores, row.shift, row.size
     none, cap, falls = np.int64(0), v - margin, np.int64(v < y)
     more, less = budget - max(v - y, none), budget - max(y - v, none)
     losers = falls

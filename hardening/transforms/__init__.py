@@ -11,6 +11,7 @@ from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
@@ -19,8 +20,12 @@ __all__ = [
     "Clip",
     "Draws",
     "Gaussian",
+    "Grad2",
     "LabelOnly",
     "Laplace",
+    "Mad",
+    "Misinformation",
+    "Mld",
     "Noise",
     "Op",
     "Project",
@@ -36,5 +41,21 @@ __all__ = [
 
 #: Every transform by its name in a policy.
 TRANSFORMS: dict[str, type[Transform]] = {
-    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+    t.kind: t
+    for t in (
+        Round,
+        Types,
+        TopK,
+        LabelOnly,
+        Clip,
+        Temperature,
+        Gaussian,
+        Laplace,
+        Project,
+        ReverseSigmoid,
+        Mld,
+        Mad,
+        Grad2,
+        Misinformation,
+    )
 }
