@@ -62,7 +62,7 @@ def _closed(name: str) -> Callable[..., NoReturn]:
 
 
 def _check_width(policy: Policy, name: str, widths: Mapping[str, int]) -> None:
-    """Raise ConfigError if what the policy says of an output does not fit its rows, whose widths are given by output."""
+    """Raise ConfigError if what the policy says of an output does not fit its rows; `widths` is by output."""
     width = widths[name]
     for other in policy.unreleased(name):
         if widths.get(other, width) != width:

@@ -13,19 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardening.kernels.elementary import logarithms
 from hardening.kernels.lanes import apart, device
 
 #: Scores are multiples of 1 / UNIT.
 UNIT = 2.0**52
-#: Costs are whole numbers of at most this much.
-MOST_COST = 2.0**34
-#: Logarithms, which are above -14, are multiples of 1 / LOG_UNIT.
-LOG_UNIT = 2.0**30
 #: More than a row has units.
 ROOM = 1 << 53
-#: Added to scores before their logarithm is taken (Tang et al. 2024).
-FLOOR = 1e-6
 
 
 @device
@@ -44,40 +37,6 @@ def to_units(row: Any, units: Any) -> None:
 def to_scores(units: Any, row: Any) -> None:
     for j in range(row.size):
         row[j] = units[j] / UNIT
-
-
-@device
-def log_costs(units: Any, spare: Any, costs: Any) -> None:
-    """Costs ln(y + `FLOOR`). `spare` is of float64."""
-    for j in range(units.size):
-        spare[j] = units[j] / UNIT + FLOOR
-    logarithms(spare)
-    for j in range(units.size):
-        costs[j] = nearest(spare[j] * LOG_UNIT)
-
-
-@device
-def score_costs(units: Any, costs: Any) -> None:
-    """Costs y - p' for a p' that is the same for all classes, which may then be left out."""
-    for j in range(units.size):
-        costs[j] = nearest(units[j] / UNIT * MOST_COST)
-
-
-@device
-def difference_costs(units: Any, surrogate: Any, costs: Any) -> None:
-    """Costs y - p'."""
-    for j in range(units.size):
-        costs[j] = nearest((units[j] / UNIT - surrogate[j]) * MOST_COST)
-
-
-@device
-def given_costs(direction: Any, costs: Any) -> None:
-    """Any finite costs, scaled so that the largest in magnitude becomes `MOST_COST`."""
-    most = 0.0
-    for j in range(direction.size):
-        most = max(most, abs(direction[j]))
-    for j in range(direction.size):
-        costs[j] = nearest(direction[j] / most * MOST_COST) if most > 0.0 else np.int64(0)
 
 
 @device
@@ -229,7 +188,7 @@ def _fill(row: Others, y: Any, v: Any, budget: Any, margin: Any) -> Filling:
     if less < 0:
         return Filling(np.int64(-1), _steps(0 - less, losers), 0, 0, none, none)
     low, high = 0, count - 1
-    while low < count and max(cap - scores[low], none) <= more:
+    while low < count and max(cap - scores[low], none) < more:
         more -= max(cap - scores[low], none)
         low += 1
     while high >= 0 and min(scores[high], cap) <= less:
@@ -239,7 +198,7 @@ def _fill(row: Others, y: Any, v: Any, budget: Any, margin: Any) -> Filling:
     if not binds:
         # More could be moved than is worth it: the cheapest are full, the rest is empty, one has what is left.
         rest = row.total - v
-        low = min(rest // cap, count - 1)
+        low = min(max(rest - 1, none) // cap, count - 1)
         rest -= low * cap
         if rest > cap:
             return Filling(np.int64(-1), _steps(rest - cap, count + 1), 0, 0, none, none)

@@ -25,9 +25,9 @@ from hardening.types import Guarantee, OutputSpace
 
 UNIT = 2.0**52
 MOST_COST, LOG_UNIT, FLOOR = 2.0**34, 2.0**30, 1e-6
-#: How far a kept top class leads. Published is 1e-4, of which half precision leaves nothing; this is the least power of
-#: two that float16 keeps, whatever the row.
-MARGIN = 2.0**-12
+#: How far a kept top class leads. Published is 1e-4, of which half precision may leave nothing; of the powers of two
+#: this is the least that leaves it ahead after rounding to float16, whatever the row.
+MARGIN = 2.0**-11
 #: The least budget, but for none, with which any row can be given that margin and something is left to perturb with.
 LEAST_L1 = 4 * MARGIN
 UNIFORM = "uniform"
@@ -52,7 +52,7 @@ class Bounded(Transform):
     """What the linear programs share; each has its costs.
 
     Parameters: `l1` (0 to 2) bounds the L1 distance between the row before and after; with 0 the row stays as it is.
-    With `keep_top1` the class that leads before leads afterwards, by 2**-12 at least.
+    With `keep_top1` the class that leads before leads afterwards, by 2**-11 at least.
     """
 
     l1: float
@@ -163,11 +163,11 @@ class Steered(Bounded):
 class Mad(Steered):
     """Maximising angular deviation, MAD (Orekondy et al. 2020), in its linear form (Tang et al. 2024): c = y - p'.
 
-    p' are the scores of a surrogate for the thief's copy. The gradient by which an answer y trains the last layer of such
-    a copy is the outer product of y - p' and its features; that of z has the least product with it where z.(y - p') is
-    least, and no gradient has to be computed. Without `keep_top1` and with it these are the published variants
-    ``lp_extreme`` and ``lp_argmax``. `surrogate`: an output of the model that holds p' and is not released, or "uniform",
-    which is what a surrogate says that has not been trained.
+    p' are the scores of a surrogate for the thief's copy. The gradient by which an answer y trains the last layer of
+    such a copy is the outer product of y - p' and its features; that of z has the least product with it where
+    z.(y - p') is least, and no gradient has to be computed. Without `keep_top1` and with it these are the published
+    variants ``lp_extreme`` and ``lp_argmax``. `surrogate`: an output of the model that holds p' and is not released, or
+    "uniform", which is what a surrogate says that has not been trained.
     """
 
     kind: ClassVar[str] = "mad"

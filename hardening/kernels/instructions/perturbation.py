@@ -9,22 +9,12 @@ from numba import carray
 
 from hardening.kernels import layout
 from hardening.kernels.blocks import Block
+from hardening.kernels.costs import difference_costs, given_costs, log_costs, score_costs
 from hardening.kernels.elementary import exponential
 from hardening.kernels.job import block_of, fields, forget_top, params_of, put_row, report, take_row, top_of
 from hardening.kernels.lanes import WIDTH, columns, device, fill, lane, pointer, where
 from hardening.kernels.layout import Job
-from hardening.kernels.perturb import (
-    UNIT,
-    difference_costs,
-    given_costs,
-    log_costs,
-    nearest,
-    number,
-    perturb,
-    score_costs,
-    to_scores,
-    to_units,
-)
+from hardening.kernels.perturb import UNIT, nearest, number, perturb, to_scores, to_units
 
 
 @device
