@@ -46,7 +46,8 @@ def solve(y: Row, other: Row, kind: int, keep: bool, l1: float, margin: float) -
         costs.given_costs(other, keys)
     shift = perturb.number(keys)
     budget, lead = np.int64(l1 / 2 * perturb.UNIT), np.int64(margin * perturb.UNIT)
-    perturb.perturb(units, keys, spare.view(np.int64), shift, top, keep, budget, lead)
+    room = np.empty(y.size + perturb.DIGITS, np.int64)
+    perturb.perturb(units, keys, room, shift, top, keep, budget, lead)
     perturb.to_scores(units, row)
     return row
 

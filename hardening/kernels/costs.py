@@ -8,9 +8,8 @@ import numpy as np
 
 from hardening.kernels.elementary import logarithms
 from hardening.kernels.lanes import device
-from hardening.kernels.perturb import UNIT, nearest
+from hardening.kernels.perturb import MOST_COST, UNIT, nearest
 
-MOST_COST = 2.0**34
 #: Logarithms, which are above -14, are multiples of 1 / LOG_UNIT.
 LOG_UNIT = 2.0**30
 #: Added to scores before their logarithm is taken (Tang et al. 2024).

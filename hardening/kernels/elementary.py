@@ -12,6 +12,7 @@ from hardening.kernels.lanes import device
 LN2 = 0.6931471805599453
 #: ln 2 in two parts; the first has 32 bits, so that its product with a small integer is exact.
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+ROOT = 0.7071067811865476
 HALF, MANTISSA = 0x3FE0000000000000, 0x000FFFFFFFFFFFFF
 
 
@@ -19,18 +20,20 @@ HALF, MANTISSA = 0x3FE0000000000000, 0x000FFFFFFFFFFFFF
 def logarithms(x: Any) -> None:
     """Replaces normal positive numbers by their natural logarithms.
 
-    With x = m 2^e and m in [1/2, 1), ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), of which the series is taken to a
-    power at which 1e-15 is left.
+    With x = m 2^e and m from the root of one half to that of two, ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), of which
+    the series is taken to a power at which 1e-15 is left.
     """
     bits = x.view(np.int64)
     for j in range(x.size):
         exponent = (bits[j] >> 52) - 1022
         bits[j] = (bits[j] & MANTISSA) | HALF
-        s = (x[j] - 1.0) / (x[j] + 1.0)
+        m = x[j]
+        exponent, m = (exponent - 1, 2.0 * m) if m < ROOT else (exponent, m)
+        s = (m - 1.0) / (m + 1.0)
         q = s * s
-        series = 1.0 / 31.0
-        for k in range(29, 0, -2):
-            series = series * q + 1.0 / k
+        series = ((q * (1.0 / 19.0) + 1.0 / 17.0) * q + 1.0 / 15.0) * q + 1.0 / 13.0
+        series = ((series * q + 1.0 / 11.0) * q + 1.0 / 9.0) * q + 1.0 / 7.0
+        series = ((series * q + 1.0 / 5.0) * q + 1.0 / 3.0) * q + 1.0
         x[j] = exponent * LN2 + 2.0 * s * series
 
 

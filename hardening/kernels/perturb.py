@@ -17,6 +17,11 @@ from hardening.kernels.lanes import apart, device
 
 #: Scores are multiples of 1 / UNIT.
 UNIT = 2.0**52
+#: Costs are whole numbers of at most this much: `PLACES` digits of `PLACE` bits.
+MOST_COST = 2.0**34
+PLACES, PLACE, DIGITS = 6, 6, 64
+#: Up to this many keys are sorted by insertion.
+FEW = 32
 #: More than a row has units.
 ROOM = 1 << 53
 
@@ -88,12 +93,12 @@ def _after(units: Any, key: Any, last: Any, rest: Any, cheapest: Any, given: Any
 
 
 @apart
-def perturb(units: Any, keys: Any, spare: Any, shift: int, top: int, keep: bool, budget: Any, margin: Any) -> None:
+def perturb(units: Any, keys: Any, room: Any, shift: int, top: int, keep: bool, budget: Any, margin: Any) -> None:
     """Replaces `units` by the cheapest row of the same sum that at most `budget` of them have to be moved for.
 
     What is moved goes to the cheapest class, from the dearest on, and only where that lowers the cost: a fractional
     knapsack. With `keep`, `top` leads by at least `margin` afterwards, or by `budget` if that is less; it must be a
-    largest entry before. `keys` and `spare` are overwritten.
+    largest entry before. `keys` and `room`, for `DIGITS` numbers more than the row has, are overwritten.
     """
     cheapest, highest = keys[0], keys[0]
     for j in range(units.size):
@@ -107,32 +112,40 @@ def perturb(units: Any, keys: Any, spare: Any, shift: int, top: int, keep: bool,
             if j != top:
                 most = max(most, _after(units[j], keys[j], last, rest, cheapest, given))
         if _after(units[top], keys[top], last, rest, cheapest, given) < most + margin:
-            _perturb_below(units, keys, spare, shift, top, budget, margin)
+            _perturb_below(units, keys, room, shift, top, budget, margin)
             return
     for j in range(units.size):
         units[j] = _after(units[j], keys[j], last, rest, cheapest, given)
 
 
 @apart
-def sort(keys: Any, spare: Any, count: int) -> None:
-    """The first `count` keys in ascending order: merge sort from the bottom up, the same steps whatever the keys."""
-    source, target, width, swapped = keys, spare, 1, False
-    while width < count:
-        for start in range(0, count, 2 * width):
-            i, middle, end, k = start, min(start + width, count), min(start + 2 * width, count), start
-            j = middle
-            while i < middle and j < end:
-                first = source[i] < source[j]
-                target[k] = source[i] if first else source[j]
-                i, j, k = i + (1 if first else 0), j + (0 if first else 1), k + 1
-            while i < middle:
-                target[k], i, k = source[i], i + 1, k + 1
-            while j < end:
-                target[k], j, k = source[j], j + 1, k + 1
-        source, target, width, swapped = target, source, 2 * width, not swapped
-    if swapped:
+def sort(keys: Any, spare: Any, tallies: Any, shift: int, count: int) -> None:
+    """The first `count` keys, which are in the order of their columns, in ascending order.
+
+    A few by insertion, more by their digits from the last on. `spare`: room for as many; `tallies`: for `DIGITS`.
+    """
+    if count <= FEW:
+        for k in range(1, count):
+            key, i = keys[k], k
+            while i > 0 and keys[i - 1] > key:
+                keys[i] = keys[i - 1]
+                i -= 1
+            keys[i] = key
+        return
+    source, target, least = keys, spare, np.int64(MOST_COST) << shift
+    for place in range(shift, shift + PLACES * PLACE, PLACE):
+        for d in range(DIGITS):
+            tallies[d] = 0
         for k in range(count):
-            keys[k] = spare[k]
+            tallies[((source[k] + least) >> place) & (DIGITS - 1)] += 1
+        before = np.int64(0)
+        for d in range(DIGITS):
+            tallies[d], before = before, before + tallies[d]
+        for k in range(count):
+            d = ((source[k] + least) >> place) & (DIGITS - 1)
+            target[tallies[d]] = source[k]
+            tallies[d] += 1
+        source, target = target, source
 
 
 class Others(NamedTuple):
@@ -227,16 +240,18 @@ def _fill(row: Others, y: Any, v: Any, budget: Any, margin: Any) -> Filling:
 
 
 @apart
-def _perturb_below(units: Any, keys: Any, spare: Any, shift: int, top: int, budget: Any, margin: Any) -> None:
+def _perturb_below(units: Any, keys: Any, room: Any, shift: int, top: int, budget: Any, margin: Any) -> None:
     """`perturb` where the margin binds.
 
     The least cost is a convex, piecewise linear function of the top class's score, and its minimum is where the slope
     changes sign: the search halves, and leaves the piece it is on. Of several best scores it finds the least.
     """
     count, columns = units.size - 1, (1 << shift) - 1
+    spare, tallies = room[: units.size], room[units.size :]
     y, cost, total = units[top], keys[top] >> shift, units[top]
-    keys[top] = keys[count]
-    sort(keys, spare, count)
+    for j in range(top, count):
+        keys[j] = keys[j + 1]
+    sort(keys, spare, tallies, shift, count)
     for i in range(count):
         spare[i] = units[keys[i] & columns]
         total += spare[i]

@@ -100,10 +100,12 @@ class Types(Transform):
     """Round to the nearest point of the simplex whose entries are multiples of 1/n (Reznik 2011).
 
     Deterministic, stateless, the same on every replica. Each entry moves by less than 1/n; the top class by less than
-    2/n where a tie would otherwise cost it its place. Of ModelGuard-S (Tang et al. 2024), which answers with the first of
-    the rows released so far that is near enough, this is all that is offered: its list depends on who asked before, grows
-    without bound, differs between replicas and can be seeded by a client, and a row that is near none is released as it
-    is. A grid that is fixed beforehand has the same effect on a copy and none of that.
+    2/n where a tie would otherwise cost it its place.
+
+    This is the only form of ModelGuard-S (Tang et al. 2024) on offer. Published, it answers with the first of the rows
+    released so far that is near enough, else with the row itself, which joins them: what is released depends on who
+    asked before and differs between replicas, the list grows without bound, a client can plant rows in it, and rows
+    that are near none leave unchanged. A grid that is fixed beforehand limits an answer's bits without any of that.
     """
 
     kind: ClassVar[str] = "types"

@@ -91,7 +91,7 @@ class Bounded(Transform):
             return ()
         budget, margin = math.floor(self.l1 / 2 * UNIT), MARGIN * UNIT
         params = (float(self._cost_kind), float(budget), margin, float(self.keep_top1))
-        return (Op("perturbation.linear", params, scratch=3),)
+        return (Op("perturbation.linear", params, scratch=4),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if self.l1 == 0:
@@ -122,9 +122,11 @@ class Mld(Bounded):
 
     def _costs(self, y: Rows, other: Rows | None) -> NDArray[np.int64]:
         m, exponent = np.frexp(y + FLOOR)
+        low = m < math.sqrt(0.5)
+        m, exponent = np.where(low, 2.0 * m, m), exponent - low
         s = (m - 1.0) / (m + 1.0)
-        q, series = s * s, np.full_like(s, 1.0 / 31.0)
-        for k in range(29, 0, -2):
+        q, series = s * s, np.full_like(s, 1.0 / 19.0)
+        for k in range(17, 0, -2):
             series = series * q + 1.0 / k
         return nearest((exponent * math.log(2.0) + 2.0 * s * series) * LOG_UNIT)
 

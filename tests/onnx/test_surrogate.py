@@ -64,7 +64,7 @@ def test_one_that_does_not_fit_is_refused_when_it_is_wrapped() -> None:
 
 def test_faults_of_a_run_are_named_and_nothing_leaves() -> None:
     session = hardening_onnx.wrap(model(kind="Exp"), policy(TIER))
-    with pytest.raises(ReleaseError, match="row 0.*surrogate returned NaN or infinity, or scores that are no distr"):
+    with pytest.raises(ReleaseError, match=r"row 0.*surrogate returned NaN or infinity, or scores that are no distr"):
         session.run(None, {"x": X})
     given = hardening_onnx.wrap(model(kind="Exp"), policy(Grad2(l1=0.8, surrogate="s")))
     assert given.run(None, {"x": X})[0].shape == (6, 5)

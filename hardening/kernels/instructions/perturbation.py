@@ -14,7 +14,7 @@ from hardening.kernels.elementary import exponential
 from hardening.kernels.job import block_of, fields, forget_top, params_of, put_row, report, take_row, top_of
 from hardening.kernels.lanes import WIDTH, columns, device, fill, lane, pointer, where
 from hardening.kernels.layout import Job
-from hardening.kernels.perturb import UNIT, nearest, number, perturb, to_scores, to_units
+from hardening.kernels.perturb import DIGITS, UNIT, nearest, number, perturb, to_scores, to_units
 
 
 @device
@@ -89,6 +89,7 @@ def linear(job: int) -> None:
     j = fields(job)
     b, p, row, spare = block_of(j), params_of(j), _scratch(j, 0), _scratch(j, 2)
     units, keys = row.view(np.int64), _scratch(j, 1).view(np.int64)
+    room = carray(pointer(spare.ctypes.data), (b.n + DIGITS,), np.int64)
     top = top_of(j, b)
     for k in range(_rows(b)):
         take_row(b, b.w, k, row)
@@ -96,7 +97,7 @@ def linear(job: int) -> None:
         _costs(j, int(p[0]), k, units, spare, keys)
         shift = number(keys)
         leader = int(lane(top, k))
-        perturb(units, keys, spare.view(np.int64), shift, leader, p[3] > 0.0, np.int64(p[1]), np.int64(p[2]))
+        perturb(units, keys, room, shift, leader, p[3] > 0.0, np.int64(p[1]), np.int64(p[2]))
         to_scores(units, row)
         put_row(b, b.w, k, row)
     if p[3] == 0.0:
