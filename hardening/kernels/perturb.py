@@ -21,7 +21,7 @@ UNIT = 2.0**52
 MOST_COST = 2.0**34
 PLACES, PLACE, DIGITS = 6, 6, 64
 #: Up to this many keys are sorted by insertion.
-FEW = 32
+SHORT = 32
 #: More than a row has units.
 ROOM = 1 << 53
 
@@ -56,11 +56,18 @@ def number(keys: Any) -> Any:
 
 
 @device
-def _sum_above(keys: Any, units: Any, key: Any) -> Any:
+def _split(keys: Any, units: Any, at: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """Units of the classes with keys above `at`, the largest key that is not, and the least that is.
+
+    The keys are no less than `low` and no more than `high`, where there are none.
+    """
     s = np.int64(0)
     for j in range(units.size):
-        s += units[j] if keys[j] > key else np.int64(0)
-    return s
+        above = keys[j] > at
+        s += units[j] if above else np.int64(0)
+        low = max(low, low if above else keys[j])
+        high = min(high, keys[j] if above else high)
+    return s, low, high
 
 
 @device
@@ -70,15 +77,16 @@ def _donors(keys: Any, units: Any, level: Any, highest: Any, budget: Any) -> tup
     Returns the key above which everything is given, what the class with that key gives, and the sum of it all.
     """
     low, high = level - 1, highest
-    given = min(budget, _sum_above(keys, units, low))
+    available, _, _ = _split(keys, units, low, low, high)
+    given = min(budget, available)
     rest = given
     while low < high:
         middle = low + (high - low) // 2
-        s = _sum_above(keys, units, middle)
+        s, below, above = _split(keys, units, middle, low, high)
         if s <= given:
-            high, rest = middle, given - s
+            high, rest = below, given - s
         else:
-            low = middle + 1
+            low = above
     return high, rest, given
 
 
@@ -124,7 +132,7 @@ def sort(keys: Any, spare: Any, tallies: Any, shift: int, count: int) -> None:
 
     A few by insertion, more by their digits from the last on. `spare`: room for as many; `tallies`: for `DIGITS`.
     """
-    if count <= FEW:
+    if count <= SHORT:
         for k in range(1, count):
             key, i = keys[k], k
             while i > 0 and keys[i - 1] > key:
