@@ -35,9 +35,9 @@ def score_costs(units: Any, costs: Any) -> None:
 
 @device
 def difference_costs(units: Any, surrogate: Any, costs: Any) -> None:
-    """Costs y - p'."""
+    """Costs y - p'; what a model's own rounding puts beyond 0 or 1 counts as that."""
     for j in range(units.size):
-        costs[j] = nearest((units[j] / UNIT - surrogate[j]) * MOST_COST)
+        costs[j] = nearest((units[j] / UNIT - min(max(surrogate[j], 0.0), 1.0)) * MOST_COST)
 
 
 @device

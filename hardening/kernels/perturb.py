@@ -57,9 +57,9 @@ def number(keys: Any) -> Any:
 
 @device
 def _split(keys: Any, units: Any, at: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
-    """Units of the classes with keys above `at`, the largest key that is not, and the least that is.
+    """Units of the classes with keys above `at`; of the keys up to it and above it, those next to it.
 
-    The keys are no less than `low` and no more than `high`, where there are none.
+    But for keys beyond `low` and `high`, in whose stead these are returned.
     """
     s = np.int64(0)
     for j in range(units.size):

@@ -176,7 +176,7 @@ class Mad(Steered):
     _against: ClassVar[int] = layout.COST_DIFFERENCE
 
     def _given_costs(self, y: Rows, other: Rows) -> Rows:
-        return np.asarray(y - other)
+        return np.asarray(y - np.clip(other, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
