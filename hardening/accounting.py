@@ -207,12 +207,22 @@ def rdp_epsilon(divergence: Renyi, delta: float) -> float:
 # Zero-concentrated differential privacy (Bun & Steinke 2016)
 
 
-def zcdp_epsilon(rho: float, delta: float) -> float:
-    """An epsilon of (epsilon, delta) that rho-zCDP implies: `rdp_epsilon` of order * rho. Raises ValueError."""
+def zcdp_epsilon(rho: float, delta: float, tv: float = 0.0) -> float:
+    """An epsilon of (epsilon, delta) that rho-zCDP implies: `rdp_epsilon` of order * rho.
+
+    `tv` is how far, in total variation, what is drawn is from the law that rho is about; its part of delta is taken off
+    first, and if that is more than half of it, infinity is returned. Raises ValueError.
+    """
     _not_negative("rho", rho)
-    if rho == 0:
-        return 0.0
-    return math.inf if math.isinf(rho) else rdp_epsilon(lambda order: order * rho, delta)
+    _share("delta", delta)
+    if math.isinf(rho):
+        return math.inf
+    curve: Renyi = lambda order: order * rho  # noqa: E731
+    at_most = rdp_epsilon(curve, delta / 2) if rho else 0.0
+    errors = table_delta(tv, at_most)
+    if errors > delta / 2:
+        return math.inf
+    return rdp_epsilon(curve, delta - errors) if rho else 0.0
 
 
 def zcdp_delta(rho: float, epsilon: float) -> float:

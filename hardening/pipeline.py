@@ -73,8 +73,13 @@ class Pipeline:
 
     def at(self, width: int) -> Pipeline:
         """The pipeline for rows of `width` entries, its noise fitted to them. Raises ConfigError."""
-        self.check_width(width)
-        return Pipeline(self.space, tuple(transform.at(width) for transform in self.transforms), self.path)
+        fitted = []
+        for i, transform in enumerate(self.transforms):
+            try:
+                fitted.append(transform.at(width))
+            except ValueError as problem:
+                raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        return Pipeline(self.space, tuple(fitted), self.path)
 
     def guarantee(self, width: int | None, itemsize: int = 4) -> Guarantee:
         """What one row of the released answer promises; its bits never exceed those of the raw dtype."""
@@ -121,6 +126,7 @@ class Program:
     """
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
+        pipeline.check_width(width)
         fitted = pipeline.at(width)
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}

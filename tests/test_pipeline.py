@@ -30,6 +30,7 @@ from hardening.transforms import (
     Project,
     ReverseSigmoid,
     Round,
+    Staircase,
     Temperature,
     TopK,
     Transform,
@@ -68,6 +69,9 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "gaussian": (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100)),
     "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
     "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
+    "staircase": (Staircase(scale=0.5, sensitivity=0.2), Project(keep_top1=True), Types(n=100)),
+    "fitted": (Gaussian(epsilon=2.0, delta=1e-6, sensitivity=0.05), Project()),
+    "coarse": (Laplace(scale=0.1, grid=4), Project(), Types(n=20)),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
 }
 
@@ -92,7 +96,7 @@ def run(
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[np.int64]]:
     """The noise that the kernel must have used, by the other implementation of its cipher and the table in numpy."""
     seen: dict[Any, int] = {}
-    for transform, op in pipeline.lower():
+    for transform, op in pipeline.at(width).lower():
         if op.law is None:
             continue
         assert isinstance(transform, Noise)
