@@ -9,7 +9,7 @@ Functions that state an upper bound stay one whatever their numerical search fin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -189,19 +189,27 @@ def _log_sum(*logs: float) -> float:
     return most + math.log(math.fsum(math.exp(x - most) for x in logs))
 
 
-def rdp_epsilon(divergence: Renyi, delta: float) -> float:
-    """An epsilon of (epsilon, delta), for a mechanism with these Renyi divergences.
+def _epsilon_at(above: float, divergence: float, delta: float) -> float:
+    """Of order 1 + `above`, so that orders next to 1 lose nothing."""
+    return divergence + math.log(above) - math.log1p(above) - (math.log(delta) + math.log1p(above)) / above
 
-    epsilon = D(a) + ln((a - 1) / a) - (ln delta + ln a) / (a - 1) for the best order a found (Canonne, Kamath &
-    Steinke 2020, proposition 12; Balle et al. 2020). Raises ValueError.
+
+def rdp_epsilon_at(order: float, divergence: float, delta: float) -> float:
+    """An epsilon of (epsilon, delta), for a mechanism with this Renyi divergence at this order.
+
+    D + ln((a - 1) / a) - (ln delta + ln a) / (a - 1) at order a (Canonne, Kamath & Steinke 2020, proposition 12; Balle
+    et al. 2020). Raises ValueError.
     """
     _share("delta", delta)
+    if not order > 1:
+        raise ValueError(f"order: must be above 1, not {order!r}")
+    return max(0.0, _epsilon_at(order - 1, divergence, delta))
 
-    def at(above: float) -> float:
-        order = 1 + above
-        return divergence(order) + math.log(above / order) - (math.log(delta) + math.log(order)) / above
 
-    return max(0.0, _least(at, -12.0, 18.0))
+def rdp_epsilon(divergence: Renyi, delta: float) -> float:
+    """An epsilon of (epsilon, delta): `rdp_epsilon_at` the best order found. Raises ValueError."""
+    _share("delta", delta)
+    return max(0.0, _least(lambda above: _epsilon_at(above, divergence(1 + above), delta), -12.0, 18.0))
 
 
 # Zero-concentrated differential privacy (Bun & Steinke 2016)
@@ -289,6 +297,16 @@ def discrete_gaussian_delta(sigma: float, distance: float, epsilon: float, width
         smooth = gdp_delta(distance / math.sqrt(sigma * sigma - _SMOOTH), epsilon)
         best = min(best, smooth + table_delta(width * SMOOTH_ERROR, epsilon))
     return best
+
+
+def drawn_delta(weights: Mapping[int, int], shift: int, epsilon: float) -> float:
+    """The exact delta at `epsilon` of one integer of noise with these weights, between values `shift` apart.
+
+    Hockey-stick divergence of the law as it is drawn, such as `noise.table_weights` reads back from a table.
+    """
+    grown = math.exp(epsilon)
+    total = sum(weights.values())
+    return math.fsum(max(0.0, w - grown * weights.get(x - shift, 0)) for x, w in weights.items()) / total
 
 
 def table_delta(tv: float, epsilon: float) -> float:

@@ -72,9 +72,7 @@ class Noise(Transform):
                 raise ValueError(f"{name}: missing; {ways}")
             positive(name, getattr(self, name))
         if self.key == "cell":
-            raise ValueError(
-                "key: 'cell' keeps no epsilon whatever its scale; take 'input' or 'fresh', or give a scale"
-            )
+            raise ValueError(f"key: 'cell' meets no such target; take 'input' or 'fresh', or give {self.scale_name}")
         if self.grid is not None:
             raise ValueError(f"grid: is fitted with the scale; leave it out, or give {self.scale_name}")
 
@@ -148,7 +146,10 @@ class Noise(Transform):
         """The parameters that are set, but for a target: that belongs beside what it is about, in the guarantee."""
         fields = sorted(dataclasses.fields(self), key=lambda f: f.name != self.scale_name)
         shown = (f.name for f in fields if getattr(self, f.name) != f.default and f.name not in ("epsilon", "delta"))
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        given = [f"{name}={getattr(self, name)!r}" for name in shown]
+        if self.scale_value is None:
+            given.insert(0, f"{self.scale_name} fitted to the width")
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         if self.key == "cell":
