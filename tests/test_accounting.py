@@ -246,3 +246,22 @@ def test_a_filter_refuses_what_it_cannot_count() -> None:
     for bound in (math.inf, math.nan, -1.0):
         with pytest.raises(ValueError, match="the bound of a filter"):
             Filter.of(bound)
+
+
+@pytest.mark.parametrize(
+    ("rho", "delta", "epsilon"), [(2**2 / (2 * 8.0**2), 1e-6, 1.1429257095713568), (0.375, 1e-6, 4.440775682446562)]
+)
+def test_what_other_accountants_say(rho: float, delta: float, epsilon: float) -> None:
+    """OpenDP 0.16 of discrete Gaussian noise; dp-accounting 0.6, whose grid of orders costs it a little."""
+    assert accounting.zcdp_epsilon(rho, delta) == pytest.approx(epsilon, rel=1e-4)
+    assert accounting.zcdp_epsilon(rho, delta) <= epsilon * (1 + 1e-9)
+
+
+def test_what_others_say_of_deltas() -> None:
+    """OpenDP 0.16: zCDP of 1/32; dp-accounting 0.6: discrete laws, by distributions of the loss in small buckets."""
+    assert accounting.zcdp_delta(1 / 32, 0.5) == pytest.approx(0.007159988494052642, rel=1e-7)
+    gaussian, laplace = Law("gaussian", Fraction(2)), Law("laplace", Fraction(2))
+    for law, shift, epsilon, delta in ((gaussian, 3, 1.0, 0.3190827455523167), (laplace, 2, 0.7, 0.16133011701416458)):
+        drawn = accounting.drawn_delta(table_weights(noise_table(law)), shift, epsilon)
+        assert drawn == pytest.approx(delta, rel=1e-3)
+        assert drawn <= delta
