@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hardening.accounting import SMOOTH_ERROR, gdp_epsilon, gdp_mu, largest, table_delta
+from hardening.accounting import SMOOTH_ERROR, gdp_epsilon, gdp_mu, table_delta
+from hardening.accounting.search import largest
 from hardening.noise import LawKind, grid_exponent, grid_exponents
 
 #: No table of a fit has more than 2**16 values, so that in total variation it is off by less than this, per entry.

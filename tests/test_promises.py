@@ -185,6 +185,11 @@ def test_cells_promise_bits_alone() -> None:
     given = promise(Gaussian(sigma=0.5, sensitivity=1e-6, key="cell"), space="scalar")
     assert given.relation == "capacity"
     assert given.parameters == {}
+    later = promise(Gaussian(sigma=0.5, key="cell"), KNOWN, space="scalar")
+    assert (later.relation, later.parameters) == ("capacity", {})
+    two = np.array([[0.2499], [0.2501]])
+    celled = Pipeline("scalar", (Gaussian(sigma=0.5, key="cell"),)).reference(two, iter([np.array([[300], [-300]])]))
+    assert abs(celled[0, 0] - celled[1, 0]) > 1  # what a noise after it would be charged for as 2e-4 apart
     with pytest.raises(ValueError, match="key: 'cell' meets no such target"):
         Gaussian(epsilon=1.0, delta=1e-6, sensitivity=0.1, key="cell")
 

@@ -21,6 +21,8 @@ from hardening.types import Guarantee, OutputSpace
 #: more, whether an answer fails would depend on what was drawn.
 MOST_SIMPLEX_NOISE = 2.0**11
 
+_CELL = "the noise of a cell is fixed: it hides where in a cell a score lies, nothing else"
+
 
 @dataclass(frozen=True)
 class Noise(Transform):
@@ -158,13 +160,15 @@ class Noise(Transform):
             return Guarantee(
                 relation="capacity",
                 unit="answer",
-                assumptions=("the noise of a cell is fixed: it hides where in a cell a score lies, nothing else",),
+                assumptions=(_CELL,),
             )
+        if _CELL in before.assumptions:  # on either side of an edge, models a hair apart enter this noise far apart
+            return replace(before, bits=math.inf, keeps_top1=False)
         own = self._promise(width)
         if before.relation not in ("output-metric", "label"):
             return own
-        # The second of two noises is post-processing of the first, the first a mixture over draws of the second: both
-        # bounds hold at once, so the better one is kept. Only answers that are both released add up.
+        # The second of two noises is post-processing of the first, and whatever the first draws, the second has its
+        # own loss: both bounds hold for the one answer, so the better is kept. Only answers that are released add up.
         rho, earlier = own.parameters.get("rho", math.inf), before.parameters.get("rho", math.inf)
         alike = (own.scope, own.unit) == (before.scope, before.unit) or math.isinf(earlier)
         if before.relation == "output-metric" and alike and rho < earlier:
