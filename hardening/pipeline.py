@@ -64,12 +64,13 @@ class Pipeline:
             )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries."""
+        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries, or fit none."""
         for i, transform in enumerate(self.transforms):
             try:
                 transform.needs_width(width)
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        self.at(width)
 
     def at(self, width: int) -> Pipeline:
         """The pipeline for rows of `width` entries, its noise fitted to them. Raises ConfigError."""

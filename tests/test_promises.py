@@ -313,6 +313,13 @@ def test_a_target_that_a_model_is_too_wide_for_is_an_error_of_the_policy(
     assert main(["explain", str(path), "--classes", "1"]) == 0
 
 
+def test_a_fit_that_could_not_be_projected_back_is_an_error_of_the_policy() -> None:
+    pipeline = Pipeline("simplex", (Laplace(epsilon=0.1, sensitivity=1e3), Project()), path="tier")
+    with pytest.raises(hardening.ConfigError, match="could not be projected back onto the simplex") as caught:
+        pipeline.check_width(2)
+    assert caught.value.path == "tier[0]"
+
+
 def bare(text: str) -> list[str]:
     """Lines that give an epsilon a value and do not say, in the same line, what relation it is about."""
     claims = re.compile(r"(epsilon|\beps|ε)\W{0,4}(=|:|is|of)?\s*[0-9.]", re.I)

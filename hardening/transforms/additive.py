@@ -104,9 +104,6 @@ class Noise(Transform):
         fitted |= {self.scale_name: fit.scale, "grid": fit.grid}
         return replace(self, **fitted)
 
-    def needs_width(self, width: int) -> None:
-        self.at(width)
-
     @property
     def _scale(self) -> float:
         if self.scale_value is None:
