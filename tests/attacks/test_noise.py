@@ -14,11 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from hardening.noise import Key
+from hardening.noise import CIPHERS, Key
 from hardening.pipeline import Pipeline, Program, Task
 from hardening.transforms import Gaussian, Laplace, Noise, Staircase
 
-KEY = Key(1, "chacha20", bytes(range(32)))
 ROWS = 400_000
 #: Chance that an interval misses the truth. All draws are keyed, so that what is tested here never changes.
 BETA = 1e-4
@@ -32,21 +31,26 @@ CLAIMS: dict[str, Noise] = {
 }
 
 
-def answers(noise: Noise, score: float, world: int, rows: int = ROWS) -> NDArray[np.float64]:
+@pytest.fixture(params=CIPHERS)
+def key(request: pytest.FixtureRequest) -> Key:
+    return Key(1, request.param, bytes(range(32)))
+
+
+def answers(noise: Noise, key: Key, score: float, world: int, rows: int = ROWS) -> NDArray[np.float64]:
     """What the compiled kernel releases for `rows` different questions that all have this score."""
     nonces = np.random.default_rng(world).integers(0, 2**32, (rows, 3), dtype=np.uint32)
     out = np.full((rows, 1), score)
-    assert Task(Program(Pipeline("scalar", (noise,)), 1, KEY, "p", "m"), out, rows, nonces).run() == 0
+    assert Task(Program(Pipeline("scalar", (noise,)), 1, key, "p", "m"), out, rows, nonces).run() == 0
     return out[:, 0]
 
 
-def worlds(claim: Noise, built: Noise) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def worlds(claim: Noise, built: Noise, key: Key) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Answers of two models as far apart as the claim allows, where rounding drives them a step further apart."""
     steps = (claim.sensitivity or 0) / claim.step
     assert steps % 2 == 1
     first, second = claim.step / 2, claim.step / 2 + (claim.sensitivity or 0)
     assert np.rint(second / claim.step) - np.rint(first / claim.step) == steps + 1
-    return answers(built, first, 0), answers(built, second, 1)
+    return answers(built, key, first, 0), answers(built, key, second, 1)
 
 
 def under_scaled(noise: Noise) -> Noise:
@@ -85,24 +89,24 @@ def audited_epsilon(first: NDArray[np.float64], second: NDArray[np.float64]) -> 
 
 
 @pytest.mark.parametrize("name", ["gaussian", "fitted", "coarse"])
-def test_gaussian_noise_is_what_it_claims_and_less_is_found_out(name: str) -> None:
+def test_gaussian_noise_is_what_it_claims_and_less_is_found_out(name: str, key: Key) -> None:
     """Two worlds, as Nasr et al. 2023 audit Gaussian differential privacy; mu = sqrt(2 rho)."""
     claim = CLAIMS[name]
     mu = math.sqrt(2 * Pipeline("scalar", (claim,)).guarantee(1).parameters["rho"])
-    low, high = audited_mu(*worlds(claim, claim))
+    low, high = audited_mu(*worlds(claim, claim, key))
     assert low <= mu <= high
     assert high - low < 0.1 * mu
-    low, _ = audited_mu(*worlds(claim, under_scaled(claim)))
+    low, _ = audited_mu(*worlds(claim, under_scaled(claim), key))
     assert low > mu
 
 
 @pytest.mark.parametrize("name", ["laplace", "staircase"])
-def test_pure_noise_is_what_it_claims_and_less_is_found_out(name: str) -> None:
+def test_pure_noise_is_what_it_claims_and_less_is_found_out(name: str, key: Key) -> None:
     claim = CLAIMS[name]
     epsilon = Pipeline("scalar", (claim,)).guarantee(1).parameters["epsilon"]
-    low, high = audited_epsilon(*worlds(claim, claim))
+    low, high = audited_epsilon(*worlds(claim, claim, key))
     assert low <= epsilon <= high
-    low, _ = audited_epsilon(*worlds(claim, under_scaled(claim)))
+    low, _ = audited_epsilon(*worlds(claim, under_scaled(claim), key))
     assert low > epsilon
 
 
@@ -124,9 +128,9 @@ def test_the_bound_of_one_run(guesses: int, right: int, epsilon: float) -> None:
     assert one_run_bound(guesses, right) == pytest.approx(epsilon, rel=1e-9)
 
 
-def one_run(claim: Noise, built: Noise) -> float:
+def one_run(claim: Noise, built: Noise, key: Key) -> float:
     """One batch in which a coin decides, row by row, which of two models answers; only confident rows are guessed."""
-    zero, one = worlds(claim, built)
+    zero, one = worlds(claim, built, key)
     coins = np.random.default_rng(9).random(len(zero)) < 0.5
     seen = np.where(coins, one, zero)
     low, high = np.median(zero), np.median(one)
@@ -136,14 +140,14 @@ def one_run(claim: Noise, built: Noise) -> float:
 
 
 @pytest.mark.parametrize("name", ["laplace", "staircase"])
-def test_one_run_proves_no_more_than_is_claimed(name: str) -> None:
+def test_one_run_proves_no_more_than_is_claimed(name: str, key: Key) -> None:
     claim = CLAIMS[name]
     epsilon = Pipeline("scalar", (claim,)).guarantee(1).parameters["epsilon"]
-    assert 0.95 * epsilon < one_run(claim, claim) <= epsilon
-    assert one_run(claim, under_scaled(claim)) > epsilon
+    assert 0.95 * epsilon < one_run(claim, claim, key) <= epsilon
+    assert one_run(claim, under_scaled(claim), key) > epsilon
 
 
-def test_floating_point_gives_nothing_away() -> None:
+def test_floating_point_gives_nothing_away(key: Key) -> None:
     """Mironov 2012, Haney et al. 2022: a sum with a naive float draw has bits that its clean score forbids.
 
     Under a score of one, no naive answer between 1/2 and 2 has bits below 2**-53; under zero many do. What is shipped
@@ -158,4 +162,4 @@ def test_floating_point_gives_nothing_away() -> None:
     assert porous(1.0 + draws[np.abs(draws) < 0.5]) == 0
     for noise in CLAIMS.values():
         for score in (0.0, 1.0, 1 / 3):
-            assert porous(answers(noise, score, 0, 10_000) / noise.step) == 0
+            assert porous(answers(noise, key, score, 0, 10_000) / noise.step) == 0
