@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,23 @@ class Pipeline:
             )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries."""
+        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries, or fit none."""
         for i, transform in enumerate(self.transforms):
             try:
                 transform.needs_width(width)
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        self.at(width)
+
+    def at(self, width: int) -> Pipeline:
+        """The pipeline for rows of `width` entries, its noise fitted to them. Raises ConfigError."""
+        fitted = []
+        for i, transform in enumerate(self.transforms):
+            try:
+                fitted.append(transform.at(width))
+            except ValueError as problem:
+                raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        return Pipeline(self.space, tuple(fitted), self.path)
 
     def guarantee(self, width: int | None, itemsize: int = 4) -> Guarantee:
         """What one row of the released answer promises; its bits never exceed those of the raw dtype."""
@@ -88,19 +99,11 @@ class Pipeline:
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             promise = transform.guarantee(promise, space, width)
         if math.isinf(promise.bits) and width is not None:
-            promise = Guarantee(
-                promise.relation,
-                promise.unit,
-                promise.parameters,
-                promise.scope,
-                promise.assumptions,
-                raw,
-                promise.keeps_top1,
-            )
+            promise = replace(promise, bits=raw)
         return promise
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
-        """Every instruction, with the transform it comes from."""
+        """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
         return tuple(
             (transform, op)
             for transform, space in zip(self.transforms, self.spaces(), strict=True)
@@ -127,7 +130,7 @@ class Pipeline:
         own = rows.argmax(axis=1)
         state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            state = transform.reference(state, space, iter(()) if draws is None else draws)
+            state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
         return state.rows
 
 
@@ -144,9 +147,10 @@ class Program:
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
         pipeline.check_width(width)
+        fitted = pipeline.at(width)
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
-        lowered = pipeline.lower()
+        lowered = fitted.lower()
         keyed = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)

@@ -42,7 +42,7 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
-        "outputs": ["probabilities", "logits", "severity", "language", "model_version"],
+        "outputs": ["probabilities", "logits", "severity", "price", "language", "model_version"],
         "tiers": ["normal", "deceptive", "suspect", "label"],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
@@ -52,7 +52,13 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert explained["logits"]["normal"]["relation"] == "output-metric"
     assert {t["relation"] for t in explained["severity"].values()} == {"none"}
     assert [t["looks_at"] for t in explained["severity"].values()] == [None, "severity_copy", None, "severity_copy"]
-    for output in ("probabilities", "logits", "severity"):
+    assert explained["price"]["suspect"]["conversion"] == {
+        "relation": "output-metric",
+        "unit": "answer",
+        "epsilon": 0.5,
+        "delta": 1e-6,
+    }
+    for output in ("probabilities", "logits", "severity", "price"):
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 
 
@@ -64,6 +70,7 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
         "logits": rng.normal(size=(5, 4)).astype("f4"),
         "severity": rng.dirichlet(np.ones(4), 5),
+        "price": np.array([[3.0], [8.25], [0.0], [-1.0], [100.0]], "f4"),
         "language": np.arange(5),
         "model_version": np.full(5, 3),
     }
@@ -78,6 +85,8 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     for name, units in (("probabilities", 100), ("logits", 10)):
         assert not np.array_equal(released[name], clean[name])
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
+    assert (released["price"] != clean["price"]).any()
+    assert np.abs(released["price"] - clean["price"]).max() < 20
     for name in ("language", "model_version"):
         assert np.array_equal(released[name], clean[name])
 

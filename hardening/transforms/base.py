@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,10 @@ class Transform:
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         """The same in plain numpy."""
         raise NotImplementedError
+
+    def at(self, width: int) -> Self:
+        """This transform for rows of `width` entries, with whatever is fitted to the width. Raises ValueError."""
+        return self
 
     def needs_width(self, width: int) -> None:
         """Raise ValueError if the parameters make no sense for rows of `width` entries."""
