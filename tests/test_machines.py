@@ -19,8 +19,8 @@ import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
-    Clip, DynaNoise, Gaussian, Laplace, MemGuard, Project, RandomTarget, ReverseSigmoid, Round,
-    Temperature, TopK, Types,
+    Clip, DynaNoise, Gaussian, Grad2, Laplace, Mad, MemGuard, Misinformation, Mld, Project, RandomTarget,
+    ReverseSigmoid, Round, Temperature, TopK, Types,
 )
 
 key = Key(1, sys.argv[1], bytes(range(32)))
@@ -31,6 +31,9 @@ tiers = [
     ("simplex", (Temperature(t=3.0), ReverseSigmoid(beta=0.5, gamma=0.3, allow_flip=True))),
     ("simplex", (RandomTarget(l1=0.5), MemGuard(l1=0.4))),
     ("simplex", (DynaNoise(variance=0.3, gain=2.0, t=3.0),)),
+    ("simplex", (Mld(l1=1.0),)),
+    ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
+    ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
 ]
@@ -46,7 +49,8 @@ for space, transforms in tiers:
             asked = {"x": x.astype("f4"), "half": x.astype("f2")}
             program = Program(Pipeline(space, transforms), width, key, "p", "m")
             question = Question(key, "m", asked, rows) if program.keyed_by_input else None
-            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question).run() == 0
+            other = rng.dirichlet(np.full(width, 0.5), rows) if program.unreleased else None
+            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other).run() == 0
             digest.update(scores.tobytes())
 print(digest.hexdigest())
 """

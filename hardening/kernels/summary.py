@@ -9,6 +9,7 @@ import numpy as np
 
 from hardening.kernels import layout
 from hardening.kernels.blocks import Block, quotient
+from hardening.kernels.elementary import LOG2_E, exponent, power_of_two, without_exponent
 from hardening.kernels.lanes import (
     WIDTH,
     across_min,
@@ -26,7 +27,6 @@ from hardening.kernels.lanes import (
     where,
 )
 from hardening.kernels.memory import flip, load, store
-from hardening.kernels.transcendental import LOG2_E, exponent, power_of_two, without_exponent
 from hardening.kernels.words import numbers
 
 #: Numbers that a row is folded to before its cell is read off.

@@ -6,12 +6,14 @@ and what it computes, in plain numpy (`reference`): the oracle of the compiled k
 
 from __future__ import annotations
 
-from hardening.transforms.additive import Gaussian, Laplace, Noise
+from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.classes import Cutoff, LabelOnly, TopK
 from hardening.transforms.deception import RandomTarget, ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.laws import Gaussian, Laplace, Staircase
 from hardening.transforms.membership import DynaNoise, MemGuard
+from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
@@ -22,15 +24,20 @@ __all__ = [
     "Draws",
     "DynaNoise",
     "Gaussian",
+    "Grad2",
     "LabelOnly",
     "Laplace",
+    "Mad",
     "MemGuard",
+    "Misinformation",
+    "Mld",
     "Noise",
     "Op",
     "Project",
     "RandomTarget",
     "ReverseSigmoid",
     "Round",
+    "Staircase",
     "State",
     "Temperature",
     "TopK",
@@ -52,10 +59,15 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Temperature,
         Gaussian,
         Laplace,
+        Staircase,
         Project,
         ReverseSigmoid,
         RandomTarget,
         MemGuard,
         DynaNoise,
+        Mld,
+        Mad,
+        Grad2,
+        Misinformation,
     )
 }

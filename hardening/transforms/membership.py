@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hardening.transforms.additive import Gaussian
 from hardening.transforms.base import (
     Draws,
     Keyed,
@@ -22,6 +21,7 @@ from hardening.transforms.base import (
     require_on_simplex,
 )
 from hardening.transforms.deception import l1_budget, no_promise
+from hardening.transforms.laws import Gaussian
 from hardening.transforms.simplex import MARGIN
 from hardening.types import Guarantee, OutputSpace
 

@@ -9,11 +9,11 @@ from numba import carray
 
 from hardening.kernels import aes, chacha20
 from hardening.kernels.blocks import add_at, exact_sum, place
+from hardening.kernels.elementary import power
 from hardening.kernels.job import block_of, fields, forget_top, nonces_of, params_of, stream_of, top_of
 from hardening.kernels.lanes import WIDTH, device, fill, larger, outer, pointer, smaller, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, store
-from hardening.kernels.transcendental import power
 
 
 def reverse_sigmoid(job: int) -> None:

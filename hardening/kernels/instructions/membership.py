@@ -8,11 +8,11 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels.blocks import HUGE, Block, add_at, divide, exact_sum, first_argmax, largest, place, survey
+from hardening.kernels.elementary import LN2, exp2, log2, sqrt
 from hardening.kernels.job import block_of, fields, forget_top, lead, own_of, params_of, top_of
 from hardening.kernels.lanes import WIDTH, device, fabs, fill, larger, pointer, smaller, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
-from hardening.kernels.transcendental import LN2, exp2, log2, sqrt
 
 #: Grid on which up to 2**21 numbers of at most 1 add up exactly.
 SUM_GRID = 2.0**32

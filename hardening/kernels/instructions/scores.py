@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hardening.kernels.blocks import clip as clip_block
 from hardening.kernels.blocks import divide, exact_sum, place
+from hardening.kernels.elementary import power
 from hardening.kernels.job import block_of, fields, params_of, top_of
 from hardening.kernels.memory import gather, load, store
-from hardening.kernels.transcendental import power
 
 
 def clip(job: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numba import njit
 from numpy.typing import NDArray
 
-from hardening.kernels import memory, transcendental
+from hardening.kernels import elementary, memory
 
 Numbers = NDArray[np.float64]
 EPSILON = 2.0**-50
@@ -21,11 +21,11 @@ EPSILON = 2.0**-50
 def evaluated(x: Numbers, exponent: float, logs: Numbers, powers: Numbers, roots: Numbers, raised: Numbers) -> None:
     for i in range(len(x) // 8):
         v = memory.load(x, i)
-        logs_here = transcendental.log2(v)
+        logs_here = elementary.log2(v)
         memory.store(logs, i, logs_here)
-        memory.store(powers, i, transcendental.exp2(logs_here))
-        memory.store(roots, i, transcendental.sqrt(v))
-        memory.store(raised, i, transcendental.power(v, exponent))
+        memory.store(powers, i, elementary.exp2(logs_here))
+        memory.store(roots, i, elementary.sqrt(v))
+        memory.store(raised, i, elementary.power(v, exponent))
 
 
 def of(x: Any, exponent: float = 1.0) -> tuple[Numbers, Numbers, Numbers, Numbers]:
@@ -61,13 +61,13 @@ def test_they_are_made_of_nothing_but_ieee_operations() -> None:
     low = mantissa < math.sqrt(0.5)
     mantissa, exponent = np.where(low, 2 * mantissa, mantissa), exponent - low
     s = (mantissa - 1.0) / (mantissa + 1.0)
-    total = np.full(len(x), transcendental._L[-1])
-    for coefficient in transcendental._L[-2::-1]:
+    total = np.full(len(x), elementary._L[-1])
+    for coefficient in elementary._L[-2::-1]:
         total = total * (s * s) + coefficient
     assert np.array_equal(logs, exponent + s * total)
     whole = np.rint(logs)
-    total = np.full(len(x), transcendental._E[-1])
-    for coefficient in transcendental._E[-2::-1]:
+    total = np.full(len(x), elementary._E[-1])
+    for coefficient in elementary._E[-2::-1]:
         total = total * (logs - whole) + coefficient
     assert np.array_equal(powers, np.ldexp(total, whole.astype(int)))
 
