@@ -14,8 +14,8 @@ Kind = Literal["bits", "rho", "queries"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Units to one bit, to one rho (zCDP) and to one query. Integers add up exactly, in any order.
 UNITS = (1 << 20, 1 << 40, 1)
-#: Largest number in the books: the integers that a double holds, for Redis' scripts count in doubles.
-MOST = (1 << 53) - 1
+#: Largest number in the books. The sum of two of them is exact in a double, and Redis' scripts count in doubles.
+MOST = (1 << 52) - 1
 
 Rung = Literal["credential", "organisation", "prefix", "model", "global"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)

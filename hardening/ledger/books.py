@@ -91,13 +91,15 @@ def _window(entry: Entry, recorded: int, ask: Ask, now: int) -> Settled:
     """Rows are taken out of the bucket when they are leased, and may be spent until they lapse.
 
     So that no burst exceeds the bucket, it is filled only as far as there is room beside all that was leased within the
-    last two spans. What is held by a replica counts as leased anew whenever it renews.
+    last two spans. What a replica still holds when it renews counts as leased anew.
     """
     level, stamp, recent, before = _filled(entry, ask, now)
     restored = max(0, ask.own - recorded)
-    level = max(0, level - restored * ask.per)
+    level = max(0, level - min(restored, ask.limit) * ask.per)
     goal = _goal(ask, ask.own, level // ask.per)
-    recent += goal - ask.used
+    kept = ask.own - ask.used
+    moved = min(kept, before)
+    before, recent = before - moved, max(recent + moved, kept) + goal - ask.own
     level = min(level - (goal - ask.own) * ask.per, _room(ask, recent + before))
     total = min(MOST, entry.total + restored + goal - ask.own)
     return Settled(Entry(total, entry.extra, level, stamp, recent, before), goal, restored)

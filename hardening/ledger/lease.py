@@ -11,6 +11,8 @@ from hardening.ledger.books import LAPSE, Ask
 FIRST = 4
 #: A slice that was used up within QUICK seconds is doubled, one that lasted SLOW seconds is halved.
 QUICK, SLOW = 1.0, 10.0
+#: Seconds for which a refusal stands, so that whoever has nothing left cannot make the store work.
+STANDS = 1.0
 
 
 class Lease:
@@ -53,9 +55,13 @@ class Lease:
         self.spent += lapsed
         self.lapses = math.inf
 
-    def refuses(self, amount: int) -> bool:
-        """Whether `amount` is neither here nor, as of the last answer, to be had."""
-        return self.left < amount and self._refused <= amount
+    def refuses(self, amount: int, now: float = -math.inf) -> bool:
+        """Whether `amount` is neither here nor to be had, as of the last answer, if that still stands at `now`."""
+        return self.left < amount and self._refused <= amount and now - self._renewed < STANDS
+
+    def ask_again(self) -> None:
+        """No refusal stands any more."""
+        self._refused = MOST
 
     def idle(self) -> bool:
         """Whether nothing was spent since this was last asked."""
@@ -83,8 +89,15 @@ class Lease:
             self._slice //= 2
         self._slice = want = min(MOST, max(self._slice, self._wish, FIRST * need, 0))
         self._need = self._wish = 0
+        return self._say(min(need, MOST), want)
+
+    def confirm(self) -> Ask:
+        """The request that only says what is spent and held here."""
+        return self._say(0, 0)
+
+    def _say(self, need: int, want: int) -> Ask:
         own = min(MOST, self.spent + max(0, self.left))
-        return Ask(self.key, self.kind, own, min(own, self.spent), min(need, MOST), want, *self.bound)
+        return Ask(self.key, self.kind, own, min(own, self.spent), need, want, *self.bound)
 
     def renew(self, ask: Ask, granted: int, sent: float) -> None:
         """Enter the answer to `ask`, which was made at `sent`. Meanwhile more may have been spent, or put back."""

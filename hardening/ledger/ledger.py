@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -91,7 +92,8 @@ class Ledger:
             if self._short(leases, cost) is None:
                 self._take(leases, cost)
                 return None
-        while True:
+            refusal = self._refusal(leases, cost, self._monotonic())
+        while refusal is None:
             with self._lock:
                 for lease in leases:
                     amount = cost[lease.index]
@@ -104,14 +106,15 @@ class Ledger:
                 if short is None:
                     self._take(leases, cost)
                     return None
-                spent = next((le for le in leases if le.refuses(cost[le.index])), None)
-                if spent is not None:
-                    return Shortfall(spent.key, spent.kind, "exhausted")
+                refusal = self._refusal(leases, cost)
+                if refusal is not None:
+                    break
                 if not reached and self._on_failure == "allow":
                     self._take(leases, cost)
                     return None
                 if not reached:
                     return Shortfall(short.key, short.kind, "unreachable")
+        return refusal
 
     def credit(self, accounts: Iterable[Account], cost: Cost) -> None:
         """Take back bits and rho that were charged and not released. At most what was spent here; rows stay charged."""
@@ -140,6 +143,9 @@ class Ledger:
         for kind, amount in zip(KINDS, cost, strict=True):
             if amount:
                 self._store.extend(account.key, kind, min(amount, MOST), reason)
+                with self._lock:
+                    for lease in self._rows.get(account, ()):
+                        lease.ask_again()
                 self._line.tell("budget-granted", account.key, kind=kind, amount=amount, reason=reason)
 
     def close(self) -> None:
@@ -230,6 +236,12 @@ class Ledger:
                 return lease
         return None
 
+    def _refusal(self, leases: Sequence[Lease], cost: Cost, now: float = -math.inf) -> Shortfall | None:
+        for lease in leases:
+            if lease.refuses(cost[lease.index], now):
+                return Shortfall(lease.key, lease.kind, "exhausted")
+        return None
+
     def _take(self, leases: Sequence[Lease], cost: Cost) -> None:
         for lease in leases:
             amount = cost[lease.index]
@@ -254,7 +266,7 @@ class Ledger:
             while self._may_talk(mine):
                 with self._lock:
                     batch, self._due = self._due[:BATCH], self._due[BATCH:]
-                if not self._settle(batch) or (self._line.forgot and not self._assert_all()):
+                if not self._settle(batch) or (self._line.doubtful and not self._assert_all()):
                     break
                 if not self._due:
                     break
@@ -270,13 +282,16 @@ class Ledger:
         alone = not self._background or self._closed or threading.current_thread() is self._thread
         return alone and self._monotonic() >= self._line.retry_at
 
-    def _settle(self, batch: Sequence[Lease]) -> bool:
+    def _settle(self, batch: Sequence[Lease], *, confirming: bool = False) -> bool:
         with self._lock:
             sent = self._monotonic()
             asks = []
             for lease in batch:
-                lease.due = False
-                asks.append(lease.ask(sent))
+                if confirming:
+                    asks.append(lease.confirm())
+                else:
+                    lease.due = False
+                    asks.append(lease.ask(sent))
         granted = self._line.send(asks)
         with self._lock:
             if granted is None:
@@ -290,13 +305,13 @@ class Ledger:
         return True
 
     def _assert_all(self) -> bool:
-        """The store has lost something: tell it all that this replica holds and ever spent."""
+        """Tell the store all that this replica holds and ever spent."""
         with self._lock:
             leases = [lease for row in self._rows.values() for lease in row if lease.spent or lease.left]
         for i in range(0, len(leases), BATCH):
-            if not self._settle(leases[i : i + BATCH]):
+            if not self._settle(leases[i : i + BATCH], confirming=True):
                 return False
-        self._line.forgot = False
+        self._line.doubtful = False
         return True
 
     def _start(self) -> None:

@@ -24,12 +24,15 @@ _EVENTS = {"unreachable": "ledger-unreachable", "full": "ledger-full", "not-dura
 
 
 class Line:
-    """Args: see `Ledger`. Events: ``ledger-unreachable``, ``ledger-full``, ``ledger-not-durable``, ``ledger-back``,
-    ``ledger-restored``, ``clock-jumped``.
+    """Arguments are those of `Ledger`.
+
+    Events: ``ledger-unreachable``, ``ledger-full``, ``ledger-not-durable``, ``ledger-back``; ``ledger-restored`` when
+    the store was told what it had forgotten, or what was spent while it was away; ``clock-jumped``.
 
     Attributes:
         up: whether the last exchange succeeded.
-        forgot: whether the store turned out not to know about exchanges that it had acknowledged.
+        doubtful: whether the store may know less than it acknowledged, and has to be told all that this replica knows:
+            after every failure, and when it does not remember the last exchange.
         retry_at: when a store that is down may be tried again, on the monotonic clock.
     """
 
@@ -39,7 +42,7 @@ class Line:
         self._store, self._on_failure, self._sink = store, on_failure, sink
         self._clock, self._monotonic = clock, monotonic
         self._replica, self._number, self._last = secrets.token_hex(16), 0, 0
-        self.up, self.forgot = True, False
+        self.up, self.doubtful = True, False
         self.retry_at, self._pause = -math.inf, PAUSES[0]
         self._cause, self._weakness = "", ""
         self._heard = self._lost = monotonic()
@@ -85,6 +88,7 @@ class Line:
         cause = problem.cause if isinstance(problem, LedgerError) else "unreachable"
         said = str(problem) if isinstance(problem, LedgerError) else f"{type(problem).__name__}: {problem}"
         now = self._monotonic()
+        self.doubtful = True
         if self.up:
             self.up, self._lost, self._pause, self._cause = False, now, PAUSES[0], ""
         if cause != self._cause:
@@ -102,10 +106,9 @@ class Line:
             self._weakness = self._store.weakness
             if self._weakness:
                 self.tell("ledger-not-durable", problem=self._weakness, durability="best-effort")
-        self.forgot = self.forgot or reply.last < self._last
+        self.doubtful = self.doubtful or reply.last < self._last
         self._last = self._number
         restored = [(ask, amount) for ask, amount in zip(asks, reply.restored, strict=True) if amount]
         if restored:
-            sums = {str(k): sum(n for ask, n in restored if ask.kind == k) for k in KINDS}
-            cause = "forgotten" if self.forgot else "spent on credit"
-            self.tell("ledger-restored", cause=cause, accounts=len({ask.key for ask, _ in restored}), **sums)
+            sums = {str(kind): sum(amount for ask, amount in restored if ask.kind == kind) for kind in KINDS}
+            self.tell("ledger-restored", accounts=len({ask.key for ask, _ in restored}), **sums)

@@ -1,6 +1,6 @@
 """`books.settle` in Lua, for a Redis or Valkey server, which runs it atomically.
 
-Numbers are doubles there, exact up to `amounts.MOST`, and are written out in full: Lua itself keeps 14 digits.
+Numbers are doubles there, exact up to twice `amounts.MOST`, and are written out in full: Lua itself keeps 14 digits.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ local function settle(e, recorded, own, used, need, want, limit, per, now)
         return goal, restored
     end
     filled(e, limit, per, now)
-    e.level = max(0, e.level - restored * per)
+    e.level = max(0, e.level - min(restored, limit) * per)
     local goal = goal_of(own, used, need, want, own, floor(e.level / per))
-    e.recent = e.recent + goal - used
+    local kept = own - used
+    local moved = min(kept, e.before)
+    e.before, e.recent = e.before - moved, max(e.recent + moved, kept) + goal - own
     e.level = min(e.level - (goal - own) * per, max(0, limit - e.recent - e.before) * per)
-    e.total = min(MOST, e.total + restored + goal - own)
+    e.total = min(MOST, e.total + restored + (goal - own))
     return goal, restored
 end
 

@@ -34,7 +34,7 @@ def test_a_cost_is_a_number_from_zero(amount: float) -> None:
         Cost.of(rho=amount)
 
 
-@given(st.floats(2**-20, 8e9))
+@given(st.floats(2**-20, 4e9))
 def test_a_bound_is_rounded_down(bits: float) -> None:
     assert 0 <= Fraction(bits) * UNITS[0] - Budget(bits=bits).bounds["bits"].limit < 1
 
@@ -46,7 +46,7 @@ def test_only_what_is_bounded_is_counted() -> None:
 
 @pytest.mark.parametrize("bits", [0.0, -1.0, math.nan, math.inf, 1e10])
 def test_a_bound_that_the_books_cannot_hold(bits: float) -> None:
-    with pytest.raises(ValueError, match="bits: must be more than 0 and at most 8589934591"):
+    with pytest.raises(ValueError, match="bits: must be more than 0 and at most 4294967295"):
         Budget(bits=bits)
 
 
@@ -58,7 +58,7 @@ def test_a_window_that_is_none(per: str) -> None:
 
 @pytest.mark.parametrize("most", [0, -1, 1 << 53, True, 2.5])
 def test_a_bucket_that_is_none(most: int) -> None:
-    with pytest.raises(ValueError, match="max: must be a whole number from 1 to 2501999792 for a window of 1h"):
+    with pytest.raises(ValueError, match="max: must be a whole number from 1 to 1250999896 for a window of 1h"):
         Window("1h", most)
 
 
