@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -60,7 +61,7 @@ class SqliteStore:
         self._identity: tuple[int, int] | None = None
         try:
             with self._lock:
-                self._open()
+                self._patiently(self._open)
         except (OSError, sqlite3.Error) as problem:
             raise ConfigError("ledger.url", f"cannot open {str(path)!r}: {problem}") from None
 
@@ -108,8 +109,7 @@ class SqliteStore:
         """One transaction; whatever goes wrong undoes it, closes the connection and raises LedgerError."""
         with self._lock:
             try:
-                sql = self._open()
-                sql.execute("BEGIN IMMEDIATE")
+                sql = self._patiently(self._begin)
                 yield sql
                 sql.execute("COMMIT")
             except (OSError, sqlite3.Error, ConfigError) as problem:
@@ -120,13 +120,29 @@ class SqliteStore:
                 self._drop()
                 raise
 
+    def _patiently(self, work: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+        """Try until nobody else writes: SQLite's own waiting pauses for longer and longer, and starves the unlucky."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return work()
+            except sqlite3.OperationalError as problem:
+                if problem.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.0005, 0.002))
+
+    def _begin(self) -> sqlite3.Connection:
+        sql = self._open()
+        sql.execute("BEGIN IMMEDIATE")
+        return sql
+
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one if there is none, or if the file was removed or replaced."""
         if self._connection is not None:
             if self._identity == self._identify():
                 return self._connection
             self._drop()
-        sql = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        sql = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._set_up(sql)
         except BaseException:
