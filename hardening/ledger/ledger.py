@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from hardening.errors import InputError
@@ -76,13 +76,14 @@ class Ledger:
         self._thread: threading.Thread | None = None
         self._line = Line(self._store, self._on_failure, self._sink, self._clock, self._monotonic)
         self._rows: dict[Account, tuple[Lease, ...]] = {}
+        self._groups: dict[tuple[Account, ...], tuple[Lease, ...]] = {}  # the same, by what requests name
         self._due: list[Lease] = []
         self._holding: dict[Lease, None] = {}
         self._swept = self._monotonic()
 
     # What a caller does
 
-    def spend(self, accounts: Iterable[Account], cost: Cost) -> Shortfall | None:
+    def spend(self, accounts: tuple[Account, ...], cost: Cost) -> Shortfall | None:
         """Charge `cost` to every one of `accounts`, or to none of them: the answer then says which falls short.
 
         No I/O while the leases suffice. Raises InputError for an account that cannot be, and once the ledger is closed.
@@ -116,7 +117,7 @@ class Ledger:
                     return Shortfall(short.key, short.kind, "unreachable")
         return refusal
 
-    def credit(self, accounts: Iterable[Account], cost: Cost) -> None:
+    def credit(self, accounts: tuple[Account, ...], cost: Cost) -> None:
         """Take back bits and rho that were charged and not released. At most what was spent here; rows stay charged."""
         with self._lock:
             for lease in self._leases(accounts):
@@ -154,6 +155,7 @@ class Ledger:
             if self._closed:
                 return
             self._closed = True
+            self._groups.clear()
         self._bell.set()
         if self._thread is not None:
             self._thread.join()
@@ -204,23 +206,31 @@ class Ledger:
 
     # Leases: call with the lock held
 
-    def _leases(self, accounts: Iterable[Account]) -> list[Lease]:
+    def _leases(self, accounts: tuple[Account, ...]) -> tuple[Lease, ...]:
         """The leases of all accounts, each once."""
-        if self._closed:
-            raise InputError("the ledger is closed: nothing can be spent")
-        rows = [self._rows.get(account) or self._open(account) for account in accounts]
-        if len(rows) > 1:
-            rows = [*dict.fromkeys(rows)]
-        return [lease for row in rows for lease in row]
+        try:
+            leases = self._groups.get(accounts)
+        except TypeError:
+            raise InputError("accounts: must be a tuple of accounts with names of text") from None
+        if leases is None:
+            rows = dict.fromkeys(self._open(account) for account in accounts)
+            leases = tuple(lease for row in rows for lease in row)
+            if len(self._groups) >= self._capacity:
+                self._groups.clear()
+            self._groups[accounts] = leases
+        return leases
 
     def _open(self, account: Account) -> tuple[Lease, ...]:
+        if self._closed:
+            raise InputError("the ledger is closed: nothing can be spent")
         account.check()
         bounds = self._bounds.get(account.rung)
         if bounds is None:
             return ()
-        if len(self._rows) >= self._capacity:
-            account = account.pooled
         row = self._rows.get(account)
+        if row is None and len(self._rows) >= self._capacity:
+            account = account.pooled
+            row = self._rows.get(account)
         if row is None:
             row = tuple(Lease(account.key, kind, bound) for kind, bound in bounds.items())
             self._rows[account] = row
@@ -228,8 +238,9 @@ class Ledger:
 
     def _short(self, leases: Sequence[Lease], cost: Cost) -> Lease | None:
         """The first lease that does not cover `cost`."""
+        now = self._monotonic()
         for lease in leases:
-            if lease.bound.per and lease.lapses <= self._monotonic():
+            if lease.lapses <= now:
                 lease.lapse()
             amount = cost[lease.index]
             if amount and lease.left < amount:
