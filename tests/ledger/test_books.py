@@ -116,25 +116,53 @@ class Bucket:
             assert total <= self.most * (1 + (end - began) / self.per)
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.integers(0, 3),
-        st.integers(1, 40),
-        st.sampled_from([0, 1, 100, 937, 938, 1_000, 5_000, 30_000, 60_000, 200_000]),
-    ),
-    max_size=60,
-)
+PAUSES = [0, 1, 100, 500, 930, 937, 938, 1_000, 1_870, 1_880, 5_000, 30_000, 60_000, 200_000]
+#: A replica, whether it asks for all that it can get, how much it asks for otherwise, and the pause before, in ms.
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
 
 
-@given(st.sampled_from([1, 5, 63, 64, 300, 5000]), STEPS)
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([1, 5, 63, 64, 640, 6400]), STEPS)
 def test_no_stretch_of_time_sees_more_than_the_bucket_lets_through(
-    most: int, steps: list[tuple[int, int, int]]
+    most: int, steps: list[tuple[int, bool, int, int]]
 ) -> None:
-    bucket = Bucket(most, 60_000, 4)
-    for replica, amount, pause in steps:
+    bucket = Bucket(most, 60_000, 3)
+    for replica, everything, amount, pause in steps:
         bucket.now += pause
-        bucket.ask(replica, max(1, amount * most // 300))
+        while bucket.ask(replica, max(1, most // 16) if everything else amount) and everything:
+            pass
         bucket.check()
+
+
+def burst(bucket: Bucket, *replicas: int) -> int:
+    """Rows that these replicas can have at once."""
+    before = sum(amount for _, amount in bucket.admitted)
+    for replica in replicas:
+        while bucket.ask(replica, 100) or bucket.ask(replica, 1):
+            pass
+    return sum(amount for _, amount in bucket.admitted) - before
+
+
+def test_what_is_on_lease_leaves_that_much_less_in_the_bucket() -> None:
+    """Even after the bucket had the time to fill up again: a burst is no larger than the bucket."""
+    bucket = Bucket(6400, 60_000, 2)
+    assert bucket.ask(0, 25)
+    assert bucket.leases[0].left == 75
+    bucket.now += 930  # at its rate the bucket gets 99 rows
+    assert 6400 - 100 <= burst(bucket, 1, 0) <= 6400
+
+
+def test_what_is_kept_over_renewals_counts_as_leased_anew() -> None:
+    bucket = Bucket(6400, 60_000, 2)
+    assert bucket.ask(0, 25)
+    for _ in range(5):  # a renewal in each span, which keeps what is there
+        bucket.now += 900
+        lease = bucket.leases[0]
+        ask = lease.ask(bucket.now / 1000)
+        bucket.entry, bucket.recorded[0], _ = settle(bucket.entry, bucket.recorded[0], ask, bucket.now)
+        lease.renew(ask, bucket.recorded[0], bucket.now / 1000)
+    assert bucket.leases[0].left >= 75
+    assert 6400 - 200 <= burst(bucket, 1, 0) <= 6400
 
 
 def test_a_client_that_hammers_gets_its_rate() -> None:

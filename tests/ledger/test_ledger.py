@@ -307,6 +307,45 @@ def test_a_store_that_lost_data_is_told_by_every_replica() -> None:
     assert sum(e["bits"] for e in restored) >= 2 * 301 * 100 * BIT
 
 
+def test_a_store_that_lost_data_and_then_an_answer_is_told_all_the_same() -> None:
+    """The exchange whose answer was lost left a record, so that nothing seems to be missing."""
+    store, clock = Switched(), FakeClock()
+    books = ledger(store, clock=clock)
+    assert books.spend((ALICE,), ONE) is None
+    store._entries.clear()
+    store._held.clear()
+    store._last.clear()
+    store._last[books._line._replica] = books._line._number + 1
+    store.failing = "unreachable"
+    assert books.spend((ACME,), ONE) is not None
+    store.failing = ""
+    clock.now += 10.0
+    assert books.spend((ACME,), ONE) is None
+    assert books.balance(ALICE)["bits"].total == BIT + books.held(ALICE)["bits"]
+
+
+def test_requests_do_not_wait_for_a_store_that_is_away() -> None:
+    """One does, to find out; then the thread does the trying."""
+    store, clock = Switched(), FakeClock()
+    store.failing = "unreachable"
+    tried: list[int] = []
+    again = threading.Event()
+
+    def note() -> None:
+        tried.append(threading.get_ident())
+        if len(tried) > 1:
+            again.set()
+
+    store.before = note
+    books = ledger(store, clock=clock, background=True)
+    assert books.spend((ALICE,), ONE) is not None
+    clock.now += 1000.0
+    assert books.spend((ALICE,), ONE) is not None
+    assert again.wait(30)
+    assert [ident == threading.get_ident() for ident in tried[:2]] == [True, False]
+    books.close()
+
+
 def test_the_clock_jumps() -> None:
     sink, wall, monotonic = RecordingSink(), FakeClock(1e9), FakeClock()
     books = Ledger(MemoryStore(), {}, sink=sink, clock=wall, monotonic=monotonic, background=False)
@@ -389,7 +428,7 @@ url = sys.argv[1]
 alice, one = Account("credential", "fork"), Cost.of(bits=1.0)
 books = open_ledger(LedgerRules(url), {"credential": Budget(bits=1000.0)})
 assert books.spend((alice,), Cost.of(bits=4.0)) is None
-held, replica = books.held(alice)["bits"], books._line._replica
+held, replica, connection = books.held(alice)["bits"], books._line._replica, books._store._connection
 assert held > 0
 read, write = os.pipe()
 child = os.fork()
@@ -397,6 +436,7 @@ if not child:
     assert books.held(alice) == {}
     assert books._line._replica != replica
     assert books.spend((alice,), one) is None
+    assert books._store._connection is not connection
     thread = books._thread is not None and books._thread.is_alive()
     os.write(write, f"{thread} {books.balance(alice)['bits'].total}".encode())
     os._exit(0)
