@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hardening.errors import ConfigError, LedgerError
-from hardening.ledger.amounts import Account, Budget, Cost, Window
-from hardening.ledger.ledger import Ledger, Shortfall
+from hardening.ledger.amounts import Account, Budget, Cost, Shortfall, Window
+from hardening.ledger.ledger import Ledger
 from hardening.ledger.rules import LedgerRules
 from hardening.ledger.store import Store
 from hardening.types import Clock, Sink

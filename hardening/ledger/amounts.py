@@ -130,3 +130,11 @@ class Budget:
         if self.queries is not None:
             bounds["queries"] = Bound(self.queries.max, self.queries.milliseconds)
         return bounds
+
+
+class Shortfall(NamedTuple):
+    """Why a request was not charged: `account` has too little of `kind` left, or the store that knows is away."""
+
+    account: str
+    kind: Kind
+    cause: Literal["exhausted", "unreachable"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from hardening.errors import InputError
-from hardening.ledger.amounts import KINDS, MOST, Account, Budget, Cost, Kind
+from hardening.ledger.amounts import KINDS, MOST, Account, Budget, Cost, Kind, Shortfall
+from hardening.ledger.forks import watch
 from hardening.ledger.lease import Lease
 from hardening.ledger.line import Line
 from hardening.ledger.store import BATCH, Balance, Store
@@ -22,14 +21,6 @@ CAPACITY = 65_536
 #: Seconds between two looks for leases that nobody uses; one that was not used from one look to the next is returned.
 SWEEP = 30.0
 _TICK = 1.0
-
-
-class Shortfall(NamedTuple):
-    """Why a request was not charged: `account` has too little of `kind` left, or the store that knows is away."""
-
-    account: str
-    kind: Kind
-    cause: Literal["exhausted", "unreachable"]
 
 
 class Ledger:
@@ -67,7 +58,7 @@ class Ledger:
         self._background, self._capacity = background, capacity
         self._closed = self._ended = False
         self._begin()
-        _remember(self)
+        watch(self)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # leases; held for microseconds, never during I/O
@@ -80,6 +71,11 @@ class Ledger:
         self._due: list[Lease] = []
         self._holding: dict[Lease, None] = {}
         self._swept = self._monotonic()
+
+    def begin_again(self) -> None:
+        """In a process just forked: what was leased belongs to the parent, and so does the connection."""
+        self._store.abandon()
+        self._begin()
 
     # What a caller does
 
@@ -122,6 +118,7 @@ class Ledger:
         with self._lock:
             for lease in self._leases(accounts):
                 lease.put(cost[lease.index])
+                self._hold(lease)
 
     def held(self, account: Account) -> dict[Kind, int]:
         """What this replica has on lease and unspent, in units: what would be lost if it died now."""
@@ -136,7 +133,8 @@ class Ledger:
     def grant(self, account: Account, cost: Cost, *, reason: str) -> None:
         """Allow an account more bits or rho than the policy's bound, for good. A record and an event say so.
 
-        Raises LedgerError; InputError for rows, whose window fills by itself.
+        Raises LedgerError - it may have been granted all the same: see `balance` before trying again - and InputError
+        for rows, whose window fills by itself.
         """
         account.check()
         if cost.queries:
@@ -262,6 +260,11 @@ class Ledger:
                 self._make_due(lease)
                 self._bell.set()
 
+    def _hold(self, lease: Lease) -> None:
+        """Note that there may be something to return; rows of a window are not returned, they lapse."""
+        if lease.left > 0 and not lease.bound.per:
+            self._holding[lease] = None
+
     def _make_due(self, lease: Lease) -> None:
         if not lease.due:
             lease.due = True
@@ -311,8 +314,7 @@ class Ledger:
                 return False
             for lease, ask, amount in zip(batch, asks, granted, strict=True):
                 lease.renew(ask, amount, sent)
-                if lease.left > 0 and not lease.bound.per:
-                    self._holding[lease] = None
+                self._hold(lease)
         return True
 
     def _assert_all(self) -> bool:
@@ -330,22 +332,3 @@ class Ledger:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hardening-ledger", daemon=True)
                 self._thread.start()
-
-
-_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
-_registered = False
-
-
-def _remember(ledger: Ledger) -> None:
-    global _registered
-    if not _registered:
-        os.register_at_fork(after_in_child=_begin_again)
-        _registered = True
-    _ledgers.add(ledger)
-
-
-def _begin_again() -> None:
-    """In a process just forked: what was leased belongs to the parent, and so does the connection."""
-    for ledger in _ledgers:
-        ledger._store.abandon()
-        ledger._begin()

@@ -30,7 +30,8 @@ class LedgerRules:
         password: reference to the server's password, ``env:NAME`` or ``file:PATH``; its user stands in the URL.
         durability: ``required``: a Redis server that may forget what it acknowledged is refused. ``best-effort``: it is
             taken, and said in an event.
-        on_failure: ``deny`` what no lease covers while the books cannot be had, or ``allow`` it and charge it later.
+        on_failure: ``deny`` what no lease covers while the books cannot be had, or ``allow`` it and charge it later;
+            a process that ends before that takes the debt with it.
         timeout: seconds that one exchange with the store may take.
     """
 

@@ -147,6 +147,17 @@ def test_credit_is_of_what_was_spent() -> None:
     books.close()
 
 
+def test_what_was_credited_is_returned() -> None:
+    store, clock = MemoryStore(), FakeClock()
+    books = ledger(store, clock=clock)
+    books.spend((ALICE,), Cost.of(bits=1000.0))
+    clock.now += SWEEP
+    books.tick()
+    books.credit((ALICE,), Cost.of(bits=400.0))
+    books.close()
+    assert store.read(ALICE.key)["bits"].total == 600 * BIT
+
+
 def test_windows_take_nothing_back_and_fill_by_themselves(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     books = ledger(store, clock=clock, budgets={"credential": Budget(queries=Window("1h", 10))})
