@@ -3,7 +3,8 @@
 A server keeps what it acknowledged only if it appends every write to its log and synchronises the log before it answers
 (``appendonly yes``, ``appendfsync always``), never pauses that (``no-appendfsync-on-rewrite no``) and does not evict
 (``maxmemory-policy`` noeviction, or a volatile one); see https://valkey.io/topics/persistence. That is checked at every
-connect. Not for a cluster: the accounts of one request lie on one server.
+connect. Not for a cluster: the accounts of one request lie on one server. A fail-over to a copy that lags loses what
+the copy had not received: replicas tell it again what they hold, but nobody tells what a replica that died had leased.
 """
 
 from __future__ import annotations

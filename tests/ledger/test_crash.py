@@ -57,7 +57,7 @@ def test_killed_at_random_points(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.deep
 def test_killed_at_thousands_of_random_points(url: str, tmp_path: Path) -> None:
-    kill(url, tmp_path, 4000)
+    kill(url, tmp_path, 2000)
 
 
 def hammer(url: str, folder: Path, processes: int) -> None:
@@ -77,7 +77,7 @@ def test_processes_that_hammer_one_client_spend_all_of_its_budget_and_no_more(
 @pytest.mark.deep
 @pytest.mark.parametrize("processes", [2, 3, 4, 5, 6, 7, 8])
 def test_any_number_of_processes(url: str, tmp_path: Path, processes: int) -> None:
-    for _ in range(5):
+    for _ in range(2):
         hammer(url, tmp_path, processes)
 
 
@@ -133,4 +133,4 @@ def test_the_server_killed_at_random_points(tmp_path: Path) -> None:
 
 @pytest.mark.deep
 def test_the_server_killed_at_many_random_points(tmp_path: Path) -> None:
-    kill_server(tmp_path, 300)
+    kill_server(tmp_path, 200)

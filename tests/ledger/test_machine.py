@@ -257,4 +257,4 @@ def test_replicas(machine: type[Replicas]) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("machine", [Replicas, Open, Forgetful])
 def test_replicas_for_long(machine: type[Replicas]) -> None:
-    run(machine, 2000)
+    run(machine, 1000)
