@@ -160,7 +160,7 @@ def test_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_a_partition(proxy: Proxy, empty: Server, on_failure: str) -> None:
     """What is leased is spent, the rest as the policy says; the books are right when the network is."""
     sink, clock = RecordingSink(), FakeClock()
-    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, monotonic=clock, on_failure=on_failure)
+    books = ledger(RedisStore(proxy.url, timeout=0.5), sink=sink, monotonic=clock, on_failure=on_failure)
     assert books.spend((ALICE,), ONE) is None
     proxy.hold()
     answers = [books.spend((ALICE,), ONE) for _ in range(FIRST + 20)]
@@ -187,7 +187,7 @@ def test_the_background_comes_back_by_itself(proxy: Proxy) -> None:
                 back.set()
 
     sink = Sink()
-    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, background=True)
+    books = ledger(RedisStore(proxy.url, timeout=0.5), sink=sink, background=True)
     assert books.spend((ALICE,), ONE) is None
     proxy.hold()
     assert books.spend((ALICE,), Cost.of(bits=1000.0)) == (ALICE.key, "bits", "unreachable")
@@ -201,7 +201,7 @@ def test_the_background_comes_back_by_itself(proxy: Proxy) -> None:
 def test_a_server_that_is_frozen_and_answers_late(tmp_path: Path) -> None:
     """It works on what was given up long ago, from a connection that is gone, before and after newer requests."""
     server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
-    books = ledger(RedisStore(server.url, timeout=0.2), sink=sink, monotonic=clock)
+    books = ledger(RedisStore(server.url, timeout=0.5), sink=sink, monotonic=clock)
     assert books.spend((ALICE,), ONE) is None
     server.send(signal.SIGSTOP)
     for _ in range(4):
