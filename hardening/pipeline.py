@@ -248,7 +248,7 @@ class Task:
         scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
-        row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
+        row = np.empty(whole_words(width), np.uint64)
         self._tag = np.zeros(3, np.uint32)
         if program.unreleased is not None and (other is None or other.shape != scores.shape):
             raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
@@ -333,12 +333,12 @@ class Question:
             by_row = array.ndim > 0 and len(array) == rows
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
-            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 7) // 8))
+            table.append((array.ctypes.data, size, size if by_row else 0, kind))
             each = by_row or array.shape[:1] == (1,)
             layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
-        self.words = whole_words(int(self.table[:, 4].sum()))
+        self.words = sum(whole_words((size + 7) // 8) for size in self.table[:, 1].tolist())
         self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
@@ -354,7 +354,7 @@ def whole_words(count: int) -> int:
     """64-bit words that the row hash takes for `count` of them."""
     from hardening.kernels.tag import STRIDE
 
-    return max(1, (count + STRIDE - 1) // STRIDE) * STRIDE
+    return (count + STRIDE - 1) // STRIDE * STRIDE
 
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
