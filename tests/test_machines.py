@@ -13,7 +13,7 @@ import hashlib
 import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
-from hardening.transforms import Clip, Gaussian, Laplace, Project, Round, TopK, Types
+from hardening.transforms import *
 
 key = Key(1, "chacha20", bytes(range(32)))
 tiers = [
@@ -21,6 +21,10 @@ tiers = [
     ("simplex", (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))),
     ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
+    ("simplex", (Exponential(epsilon=12.0),)),
+    ("simplex", (Canary(rate=0.5), PermuteAndFlip(epsilon=12.0, key="cell"))),
+    ("logits", (Canary(rate=0.5), KRandomisedResponse(epsilon=2.0))),
+    ("logits", (Clip(low=-5.0, high=5.0), BoundaryRandomisedResponse(epsilon=1.0, margin=1.0))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
 ]
 digest = hashlib.sha256()

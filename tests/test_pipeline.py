@@ -22,11 +22,15 @@ from hardening.kernels import layout
 from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
+    BoundaryRandomisedResponse,
+    Canary,
     Clip,
+    Exponential,
     Gaussian,
+    KRandomisedResponse,
     LabelOnly,
     Laplace,
-    Noise,
+    PermuteAndFlip,
     Project,
     ReverseSigmoid,
     Round,
@@ -68,6 +72,10 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
     "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+    "exponential": (Exponential(epsilon=12.0),),
+    "permute-and-flip": (Gaussian(sigma=0.02), Project(), PermuteAndFlip(epsilon=12.0)),
+    "k-rr": (KRandomisedResponse(epsilon=3.0), Project(keep_top1=True), Types(n=3)),
+    "boundary": (BoundaryRandomisedResponse(epsilon=0.5, margin=0.2),),
 }
 
 
@@ -78,16 +86,15 @@ def run(pipeline: Pipeline, scores: NDArray[Any], nonces: Any = None, model: str
     return Task(Program(pipeline, scores.shape[1], KEY, "p", model), out, len(out), nonces).run(), out
 
 
-def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterator[NDArray[np.int64]]:
-    """The noise that the kernel must have used, by an independent ChaCha20 and the table's numpy reading."""
-    seen: dict[Any, int] = {}
-    for transform, op in pipeline.lower():
-        if op.law is None:
+def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterator[NDArray[Any]]:
+    """The noise or words that the kernel must have used, by an independent ChaCha20 and the table's numpy reading."""
+    for (_, op), context in zip(pipeline.lower(), pipeline.contexts(), strict=True):
+        if op.keyed is None:
             continue
-        assert isinstance(transform, Noise)
-        context = transform.context()
-        seen[context] = seen.get(context, -1) + 1
-        secret = derive(KEY, "noise", "m", "p", seen[context], *context)
+        secret = derive(KEY, "noise", "m", "p", *context)
+        if op.law is None:
+            yield np.array([reference_stream(secret, n.tobytes(), 0, width)[:width] for n in nonces])
+            continue
         table = noise_table(op.law)
         yield np.array(
             [reference_noise(table, reference_stream(secret, n.tobytes(), 0, width)[:width]) for n in nonces]
@@ -130,6 +137,10 @@ def test_kernel_equals_reference(name: str, width: int, seed: int, spread: float
     [
         ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=3))),
         ("logits", (Temperature(t=3.0), LabelOnly())),
+        ("logits", (Clip(low=-5.0, high=5.0), Exponential(epsilon=20.0))),
+        ("logits", (Clip(low=-5.0, high=6.5), PermuteAndFlip(epsilon=20.0))),
+        ("logits", (Temperature(t=3.0), KRandomisedResponse(epsilon=3.0))),
+        ("logits", (BoundaryRandomisedResponse(epsilon=0.0, margin=2.0),)),
         ("sigmoid", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), Round(decimals=1))),
         ("sigmoid", (LabelOnly(),)),
         ("scalar", (Laplace(scale=3.0), Round(decimals=0))),
@@ -234,7 +245,7 @@ def test_rows_are_the_same_alone_and_among_others() -> None:
     for width in (1, 2, 9, 16, 17, 33, 64, 65, 200):
         x = distributions(21, width, width, 0.3) if width > 1 else np.ones((21, 1))
         nonces = np.random.default_rng(width).integers(0, 2**32, (21, 3), dtype=np.uint32)
-        for transforms in SIMPLEX.values():
+        for transforms in (*SIMPLEX.values(), (Canary(rate=0.5), Types(n=100))):
             if any(isinstance(t, TopK) and (t.other or 0) >= width for t in transforms):
                 continue
             pipeline = Pipeline("simplex", transforms)
@@ -337,6 +348,17 @@ def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
         assert not np.allclose(base - x, other - x, atol=1e-3)
 
 
+def test_a_draw_is_not_shared_where_it_would_cancel_out() -> None:
+    """The same noise on scores and on their halves would give the scores away: twice the difference."""
+    x, nonce = np.array([[3.0, -1.0, 0.5]]), np.array([[1, 2, 3]], np.uint32)
+    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),)), x, nonce)[1]
+    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5))), x, nonce)[1]
+    assert np.abs(2 * (plain - halved) - x).max() > 0.1
+    # What comes after is a function of the noisy scores, which are therefore the same.
+    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1))), x, nonce)[1]
+    assert np.array_equal(rounded, np.rint(plain * 10) / 10)
+
+
 def test_noise_of_the_client_is_the_client_s_own() -> None:
     """One layer for all, one for each client: what two clients share is the first."""
     x = np.zeros((9, 5))
@@ -355,7 +377,8 @@ def test_noise_of_the_client_is_the_client_s_own() -> None:
     assert not (one == other).any()
     assert np.abs(one - alike).max() < 0.06
     shifted = nonces + np.array([1, 2, 3], np.uint32)  # the tag is added to the nonce, word by word
-    assert np.array_equal(one - alike, run(Pipeline("scalar", (own,)), x, shifted)[1])
+    _, layer = draws(Pipeline("scalar", (shared, own)), shifted, 5)
+    assert np.array_equal(one - alike, layer * own.step)
 
 
 def test_cell_noise_gives_near_duplicates_nothing() -> None:
@@ -379,6 +402,16 @@ def test_cell_noise_gives_near_duplicates_nothing() -> None:
         ("scalar", (LabelOnly(),), "tier[0]"),
         ("labels", (Round(decimals=1),), "tier[0]"),
         ("embedding", (Project(),), "tier[0]"),
+        ("logits", (Exponential(epsilon=1.0),), "tier[0]"),
+        ("logits", (PermuteAndFlip(epsilon=1.0),), "tier[0]"),
+        ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=1.0), Exponential(epsilon=1.0)), "tier[2]"),
+        ("logits", (KRandomisedResponse(epsilon=1.0, key="cell"),), "tier[0]"),
+        ("logits", (BoundaryRandomisedResponse(epsilon=1.0, margin=1.0, key="cell"),), "tier[0]"),
+        ("simplex", (Gaussian(sigma=0.1), Exponential(epsilon=1.0)), "tier[1]"),
+        ("simplex", (Gaussian(sigma=0.1), Canary(rate=0.1), Project()), "tier[1]"),
+        ("simplex", (LabelOnly(), Canary(rate=0.1)), "tier[1]"),
+        ("sigmoid", (KRandomisedResponse(epsilon=1.0),), "tier[0]"),
+        ("scalar", (Canary(rate=0.1),), "tier[0]"),
     ],
 )
 def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Transform, ...], path: str) -> None:
@@ -403,6 +436,14 @@ def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Tran
         lambda: Laplace(scale=math.nan),
         lambda: ReverseSigmoid(beta=0.0),
         lambda: ReverseSigmoid(beta=10.0, gamma=10.0),
+        lambda: Exponential(epsilon=-0.1),
+        lambda: PermuteAndFlip(epsilon=math.nan),
+        lambda: KRandomisedResponse(epsilon=1001.0),
+        lambda: KRandomisedResponse(epsilon=1.0, scope="everybody"),
+        lambda: BoundaryRandomisedResponse(epsilon=1.0, margin=0.0),
+        lambda: Canary(rate=0.0),
+        lambda: Canary(rate=1.5),
+        lambda: Canary(rate=math.nan),
     ],
 )
 def test_impossible_parameters_are_refused(make: Any) -> None:

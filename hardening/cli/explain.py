@@ -47,6 +47,7 @@ _WORDS = {
     "capacity": "an answer carries no more than its bits; nothing else is promised",
     "output-metric": "models whose scores are close are hard to tell apart",
     "label": "models whose scores are close and whose labels agree are hard to tell apart; the label is released",
+    "label-rr": "the label is drawn: any two models, however they differ, give it with nearly the same chances",
     "shard": "one training record is hard to detect",
     "none": "no guarantee: deception only",
 }

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 from hardening.transforms.additive import Gaussian, Laplace, Noise
 from hardening.transforms.base import Draws, Op, State, Transform
+from hardening.transforms.canary import Canary
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.labels import (
+    BoundaryRandomisedResponse,
+    Exponential,
+    KRandomisedResponse,
+    LabelMechanism,
+    PermuteAndFlip,
+)
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
 __all__ = [
     "TRANSFORMS",
+    "BoundaryRandomisedResponse",
+    "Canary",
     "Clip",
     "Draws",
+    "Exponential",
     "Gaussian",
+    "KRandomisedResponse",
+    "LabelMechanism",
     "LabelOnly",
     "Laplace",
     "Noise",
     "Op",
+    "PermuteAndFlip",
     "Project",
     "ReverseSigmoid",
     "Round",
@@ -36,5 +50,22 @@ __all__ = [
 
 #: Every transform by its name in a policy.
 TRANSFORMS: dict[str, type[Transform]] = {
-    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+    t.kind: t
+    for t in (
+        Round,
+        Types,
+        TopK,
+        LabelOnly,
+        Clip,
+        Temperature,
+        Gaussian,
+        Laplace,
+        Project,
+        PermuteAndFlip,
+        Exponential,
+        KRandomisedResponse,
+        BoundaryRandomisedResponse,
+        ReverseSigmoid,
+        Canary,
+    )
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from hardening.errors import SpaceError
 from hardening.noise import Law, grid_exponent
-from hardening.transforms.base import Draws, Keyed, Op, State, Transform, first_argmax, no_labels, positive
+from hardening.transforms.base import Draws, Keyed, Op, State, Transform, check_key, first_argmax, no_labels, positive
 from hardening.types import Guarantee, OutputSpace
 
 #: Largest scale of noise whose draws, to the ends of their tables, are within what a projection adds up exactly; with
@@ -38,10 +38,7 @@ class Noise(Transform):
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        if self.key not in ("input", "cell", "fresh"):
-            raise ValueError(f"key: must be 'input', 'cell' or 'fresh', not {self.key!r}")
-        if self.scope not in ("global", "client"):
-            raise ValueError(f"scope: must be 'global' or 'client', not {self.scope!r}")
+        check_key(self.key, self.scope)
         if self.sensitivity is not None:
             positive("sensitivity", self.sensitivity)
 
@@ -80,7 +77,7 @@ class Noise(Transform):
         raise NotImplementedError
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
-        if before.relation in ("output-metric", "label"):
+        if before.relation in ("output-metric", "label", "label-rr"):
             return replace(before, bits=math.inf, keeps_top1=False)
         if self.key == "cell":
             return Guarantee(
@@ -93,6 +90,8 @@ class Noise(Transform):
             "the key stays secret",
             "the clean scores are those that the runtime returned",
         ]
+        if space.relabelled:
+            assumptions.append("models are compared only where the same labels were changed before the noise")
         unit = "distinct input" if self.key == "input" else "answer"
         return Guarantee("output-metric", unit, self._parameters(width), self.scope, tuple(assumptions))
 

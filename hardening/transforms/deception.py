@@ -59,7 +59,7 @@ class ReverseSigmoid(Transform):
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         keeps = before.keeps_top1 and not self.allow_flip
-        if before.relation in ("output-metric", "label"):
+        if before.relation in ("output-metric", "label", "label-rr"):
             return replace(before, keeps_top1=keeps)
         return replace(before, relation="none", parameters={}, keeps_top1=keeps)
 

@@ -1,0 +1,178 @@
+"""Labels that are drawn. Every probability is an integer over a power of two, compared with words of the keystream.
+
+All classes are looked at and as many words are made whatever is drawn: nothing branches on a draw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from hardening.kernels import layout, stream
+from hardening.kernels.blocks import Block, first_argmax, place
+from hardening.kernels.instructions.additive import personal
+from hardening.kernels.instructions.classes import one_hot
+from hardening.kernels.job import AREA, block_of, fields, lanes_of, nonces_of, params_of, top_of
+from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer, rint, smaller
+from hardening.kernels.layout import Job
+from hardening.kernels.memory import gather, load, store
+from hardening.kernels.words import high_half, int128, is_less, low_half, multiply_add
+
+
+def exponential(job: int) -> None:
+    """One-hot of a class drawn with the weight that DATA has for its distance from the best, in levels.
+
+    p0: the lowest score; p1: levels per score; p2: how many levels; p6 = 1: keyed on the cell that `to_cells` left;
+    p7 = 1: a draw of the client's own.
+    """
+    _exponential(job, stream.chacha20)
+
+
+def permute_and_flip(job: int) -> None:
+    """One-hot of a class drawn evenly from those that come through, each with DATA's chance for its distance.
+
+    Parameters as for `exponential`. To go through all classes in random order and stop at the first that comes through
+    (McKenna & Sheldon 2020) gives the same label as often; but here how long it takes does not tell.
+    """
+    _permute_and_flip(job, stream.chacha20)
+
+
+def at_the_boundary(job: int) -> None:
+    """One-hot of the top class; where it leads by less than p0, in DATA's share of cases, of the next one instead.
+
+    p6, p7: as for `exponential`.
+    """
+    _at_the_boundary(job, stream.chacha20)
+
+
+@device
+def _nonces(j: Any, p: Any) -> Any:
+    nonces = nonces_of(j, AREA if p[6] > 0.0 else 0)
+    if p[7] > 0.0:
+        return personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
+    return nonces
+
+
+@device
+def _to_levels(b: Block, p: Any) -> None:
+    for i in range(b.m):
+        level = rint((load(b.w, i) - p[0]) * p[1])
+        store(b.w, i, smaller(larger(level, fill(0.0)), fill(p[2])))
+
+
+@device
+def at(b: Block, k: int, c: int) -> int:
+    """Where class c of the row in lane k is in the arrays."""
+    return c if b.wide else WIDTH * c + k
+
+
+@device
+def share(word: Any, total: Any) -> Any:
+    """The word as a fraction of 2**64, times a total of 64 bits, rounded down."""
+    return high_half(multiply_add(int128(np.uint64(0), np.uint64(0)), word, total))
+
+
+@device
+def relabel(j: Any, b: Block, k: int, label: int) -> None:
+    """Say that this is the label of the row in lane k, and what keeps the model's own label is to keep this one."""
+    lanes = lanes_of(j)
+    for other in range(k, WIDTH if b.wide else k + 1):
+        lanes[layout.TOP + other] = lanes[layout.OWN + other] = float(label)
+    j[Job.LEADS] = 1
+
+
+@device
+def _exponential(job: int, words: Any) -> None:
+    j = fields(job)
+    b, p = block_of(j), params_of(j)
+    table = carray(pointer(j[Job.DATA]), (int(p[2]) + 1,), np.uint64)
+    _to_levels(b, p)
+    best = gather(b.w, place(b, first_argmax(b, b.w)))
+    raw = words(j, b.wide, _nonces(j, p), 0)
+    for k in range(1 if b.wide else WIDTH):
+        relabel(j, b, k, _weighted(b, k, lane(best, k), table, stream.word_of(raw, b.wide, k, 0)))
+    one_hot(b, top_of(j, b))
+
+
+@device
+def _weighted(b: Block, k: int, best: float, table: Any, word: Any) -> int:
+    """The class in whose share of the total weight the word lies."""
+    one, total, sofar = np.uint64(1), int128(np.uint64(0), np.uint64(0)), int128(np.uint64(0), np.uint64(0))
+    for c in range(b.n):
+        total = multiply_add(total, table[int(best - b.w[at(b, k, c)])], one)
+    # The product of 64 and more than 64 bits, without its last 64: by halves of the total.
+    wanted = multiply_add(int128(share(word, low_half(total)), np.uint64(0)), word, high_half(total))
+    label = 0
+    for c in range(b.n):
+        sofar = multiply_add(sofar, table[int(best - b.w[at(b, k, c)])], one)
+        label += 1 - int(is_less(wanted, sofar))
+    return label
+
+
+@device
+def _permute_and_flip(job: int, words: Any) -> None:
+    j = fields(job)
+    b, p = block_of(j), params_of(j)
+    table = carray(pointer(j[Job.DATA]), (int(p[2]) + 1,), np.uint64)
+    chosen = carray(pointer(j[Job.SCRATCH]), (WIDTH,), np.uint64)
+    _to_levels(b, p)
+    top = first_argmax(b, b.w)
+    best = gather(b.w, place(b, top))
+    nonces = _nonces(j, p)
+    for k in range(WIDTH):
+        chosen[k] = np.uint64(0)
+    for start in range(0, b.m, stream.CHUNK):
+        raw = words(j, b.wide, nonces, start)
+        size = WIDTH if b.wide else 1  # classes in a vector, of one row
+        first, end = size * start, min(size * (start + stream.CHUNK), b.n)
+        for k in range(1 if b.wide else WIDTH):
+            leader, high = int(lane(top, k)), lane(best, k)
+            for c in range(first, end):
+                word, behind = stream.word_of(raw, b.wide, k, c - first), int(high - b.w[at(b, k, c)])
+                b.marks[at(b, k, c)] = float(int((behind == 0) | (word < table[behind])))
+                # The best class comes through whatever its word is, which is therefore free to choose with.
+                chosen[k] += word * np.uint64(c == leader)
+    for k in range(1 if b.wide else WIDTH):
+        relabel(j, b, k, _evenly(b, k, chosen[k]))
+    one_hot(b, top_of(j, b))
+
+
+@device
+def _evenly(b: Block, k: int, word: Any) -> int:
+    """One of the classes that are marked, each with the same chance."""
+    count = 0
+    for c in range(b.n):
+        count += int(b.marks[at(b, k, c)])
+    before, sofar, label = int(share(word, np.uint64(count))), 0, 0
+    for c in range(b.n):
+        sofar += int(b.marks[at(b, k, c)])
+        label += int(sofar <= before)
+    return label
+
+
+@device
+def _at_the_boundary(job: int, words: Any) -> None:
+    j = fields(job)
+    b, p = block_of(j), params_of(j)
+    threshold = carray(pointer(j[Job.DATA]), (1,), np.uint64)[0]
+    top = top_of(j, b)
+    raw = words(j, b.wide, _nonces(j, p), 0)
+    for k in range(1 if b.wide else WIDTH):
+        leader = int(lane(top, k))
+        second = runner_up(b, k, leader)
+        near = b.w[at(b, k, leader)] - b.w[at(b, k, second)] < p[0]
+        swap = near & (stream.word_of(raw, b.wide, k, 0) < threshold)
+        relabel(j, b, k, leader + (second - leader) * int(swap))
+    one_hot(b, top_of(j, b))
+
+
+@device
+def runner_up(b: Block, k: int, leader: int) -> int:
+    """The best class but one of the row in lane k, of equals the first; the only one if there is one."""
+    second = min(int(leader == 0), b.n - 1)
+    for c in range(b.n):
+        if c != leader and b.w[at(b, k, c)] > b.w[at(b, k, second)]:
+            second = c
+    return second
