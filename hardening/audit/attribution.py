@@ -88,6 +88,10 @@ def canaries_of(
     Raises ConfigError if there is no canary or the key cannot be had, ReleaseError for scores outside the space.
     """
     tier = policy.tiers[0] if tier is None else tier
+    if tier not in policy.tiers:
+        raise ConfigError("outputs", f"unknown tier {tier!r}; known: {', '.join(policy.tiers)}")
+    if np.ndim(scores) != 2:
+        raise ReleaseError(output or "", None, f"has shape {np.shape(scores)}; expected (questions, classes)")
     name = _output_with_canary(policy, tier) if output is None else output
     rules = policy.outputs[name]
     transforms = rules.tiers.get(tier, ())
@@ -102,8 +106,7 @@ def canaries_of(
         answer = Answer(programs, tier, {name: np.array(scores, np.float64)}, inputs, len(scores))
         answer.prepare(client)
         ((_, task, _),) = answer.entries
-        if task is None or np.ndim(scores) != 2:
-            raise ReleaseError(name, None, f"has shape {np.shape(scores)}; expected (questions, classes)")
+        assert task is not None  # canaries are for scores
         status = task.run()
         if status:
             raise ReleaseError(name, task.row_of(status), layout.PROBLEMS[status % 8])
