@@ -17,7 +17,7 @@ from scipy import stats
 
 import hardening
 from hardening.config import KeySource, Output, Policy
-from hardening.noise import Key
+from hardening.noise import Key, derive, reference_stream
 from hardening.pipeline import Pipeline, Program, Task
 from hardening.transforms import (
     BoundaryRandomisedResponse,
@@ -217,6 +217,37 @@ def test_no_two_models_are_further_apart_than_promised(mechanism: LabelMechanism
         assert divergence <= rho * order + 1e-9
     middle = (p + q) / 2  # two models that are as likely: what a label tells, in bits
     assert sum(0.5 * (x * np.log2(x / middle)).sum() for x in (p, q)) <= promise.bits + 1e-12
+
+
+@pytest.mark.parametrize("mechanism", [Exponential(3.0), PermuteAndFlip(3.0), KRandomisedResponse(3.0)])
+def test_an_attacker_with_many_answers_finds_no_larger_loss(mechanism: LabelMechanism) -> None:
+    """The two-world game on what the kernel draws: which of two models answers? Half of the answers choose the label to
+    watch, the other half judges, with Clopper and Pearson's limits."""
+    nonces = np.random.default_rng(11).integers(0, 2**32, (100_000, 3), dtype=np.uint32)
+    worlds = [drawn("simplex", (mechanism,), np.eye(10)[i : i + 1], nonces + np.uint32(i)) for i in (0, 1)]
+    first, second = (np.array([np.bincount(half, minlength=10) for half in np.split(w, 2)]) for w in worlds)
+    label = int(np.argmax((first[0] + 1) / (second[0] + 1)))
+    limits = [stats.binomtest(int(w[1][label]), 50_000).proportion_ci(0.9999) for w in (first, second)]
+    found = math.log(limits[0].low / limits[1].high)
+    one, other = (float(law(mechanism, np.eye(10)[i])[0]) for i in (0, 1))
+    assert 0.8 * math.log(one / other) < found <= mechanism.epsilon
+
+
+def test_rows_of_one_question_are_drawn_apart() -> None:
+    """A sequence of distributions for each question: they follow each other in its keystream."""
+    for width in (8, 70):
+        mechanism, rows = PermuteAndFlip(1.0), np.full((12, width), 1 / width)
+        rows[:, 0] *= 1.01
+        rows /= rows.sum(axis=1, keepdims=True)
+        nonces = np.random.default_rng(9).integers(0, 2**32, (3, 3), dtype=np.uint32)
+        pipeline, out = Pipeline("simplex", (mechanism,)), rows.copy()
+        assert Task(Program(pipeline, width, KEY, "p", "m"), out, 3, nonces).run() == 0
+        secret, per_vector = derive(KEY, "noise", "m", "p", *next(pipeline.contexts())), (width + 7) // 8
+        words = [
+            reference_stream(secret, nonces[i // 4].tobytes(), i % 4 * per_vector, width)[:width] for i in range(12)
+        ]
+        assert np.array_equal(out, pipeline.reference(rows, iter([np.array(words)])))
+        assert len(np.unique(out.argmax(axis=1))) > 3
 
 
 def test_the_loss_is_reached() -> None:

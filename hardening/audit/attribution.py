@@ -10,6 +10,7 @@ have been chosen without regard to the canaries: take all that a client asked, o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from hardening.config import Output, Policy
 from hardening.errors import ConfigError, ReleaseError
 from hardening.kernels import layout
 from hardening.keys import load_key
-from hardening.transforms import Canary
+from hardening.transforms import Canary, Transform
 from hardening.transforms.canary import RANKS, cells
 from hardening.types import OutputSpace
 
@@ -95,13 +96,14 @@ def canaries_of(
     name = _output_with_canary(policy, tier) if output is None else output
     rules = policy.outputs[name]
     transforms = rules.tiers.get(tier, ())
-    place = next((i for i, t in enumerate(transforms) if isinstance(t, Canary)), None)
-    if place is None or policy.key is None:
+    before = tuple(itertools.takewhile(lambda t: not isinstance(t, Canary), transforms))
+    canary = next((t for t in transforms if isinstance(t, Canary)), None)
+    if canary is None or policy.key is None:
         raise ConfigError(f"outputs.{name}.tiers.{tier}", "has no canary")
     key = load_key(policy.key, policy.root)
 
-    def released(*steps: Any) -> NDArray[np.float64]:
-        only = Output(rules.space, {tier: (*transforms[:place], *steps)})
+    def released(*steps: Transform) -> NDArray[np.float64]:
+        only = Output(rules.space, {tier: (*before, *steps)})
         programs = Programs(dataclasses.replace(policy, outputs={name: only}), key, model_digest)
         answer = Answer(programs, tier, {name: np.array(scores, np.float64)}, inputs, len(scores))
         answer.prepare(client)
@@ -113,8 +115,8 @@ def canaries_of(
         return np.asarray(answer.outputs[name], np.float64)
 
     clean = released()
-    own, told = clean.argmax(axis=1), released(transforms[place]).argmax(axis=1)
-    label = released(dataclasses.replace(transforms[place], rate=1.0)).argmax(axis=1)
+    own, told = clean.argmax(axis=1), released(canary).argmax(axis=1)
+    label = released(dataclasses.replace(canary, rate=1.0)).argmax(axis=1)
     open_to_change = np.flatnonzero(label != own)  # others have two classes ahead that are equal
     named = cells(clean[open_to_change], own[open_to_change], OutputSpace(rules.space))
     _, first = np.unique(named, axis=0, return_index=True)
