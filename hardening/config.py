@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from hardening.errors import ConfigError
+from hardening.noise import CIPHERS
 from hardening.pipeline import Pipeline
 from hardening.transforms import TRANSFORMS, Transform
 from hardening.types import SPACES, SpaceKind
@@ -33,13 +34,20 @@ def _check_reference(path: str, reference: str, kinds: tuple[str, ...] = ("file"
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where the key is: `source` is ``file:PATH`` or ``env:NAME``; `create` makes a missing file, with mode 0600."""
+    """Where the key is: `source` is ``file:PATH`` or ``env:NAME``; `create` makes a missing file, with mode 0600.
+
+    `cipher`, one of `hardening.noise.CIPHERS`, is what a new key is made for and an existing one has to be for. Left
+    out, an existing key keeps its own, and a new one gets the first.
+    """
 
     source: str
     create: bool = False
+    cipher: str | None = None
 
     def __post_init__(self) -> None:
         _check_reference("key.source", self.source)
+        if self.cipher is not None and self.cipher not in CIPHERS:
+            raise ConfigError("key.cipher", f"unknown cipher {self.cipher!r}; known: {', '.join(CIPHERS)}")
         if self.create and self.source.startswith("env:"):
             raise ConfigError("key.create", "only a file can be created; with env: leave it out")
 

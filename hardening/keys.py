@@ -30,12 +30,13 @@ def read_reference(reference: str, root: Path, path: str) -> bytes:
 def load_key(source: KeySource, root: Path) -> Key:
     """The key a policy refers to; created, with mode 0600, if it is missing and the policy says so.
 
-    Raises ConfigError if it cannot be read, is not a key, or is open to other users.
+    Raises ConfigError if it cannot be read, is not a key, is for another cipher than the policy names, or is open to
+    other users.
     """
     if source.source.startswith("file:"):
         file = root / source.source[5:]
         if source.create and not os.path.exists(file):
-            _create(file)
+            _create(file, source.cipher or CIPHERS[0])
         try:
             mode = stat.S_IMODE(file.stat().st_mode)
         except OSError as problem:
@@ -48,12 +49,19 @@ def load_key(source: KeySource, root: Path) -> Key:
         text = read_reference(source.source, root, "key.source").decode("ascii")
     except UnicodeDecodeError:
         raise ConfigError("key.source", "does not hold a key: it is not text") from None
-    return Key.parse(text)
+    key = Key.parse(text)
+    if source.cipher not in (None, key.cipher):
+        raise ConfigError(
+            "key.cipher",
+            f"the policy names {source.cipher!r}, and the key is for {key.cipher!r}, which decides: "
+            "name that one or none, or use another key",
+        )
+    return key
 
 
-def _create(file: Path) -> None:
+def _create(file: Path, cipher: str) -> None:
     """Written whole under another name and linked into place, so that two processes cannot make two keys."""
-    text = Key(1, CIPHERS[0], secrets.token_bytes(SECRET_BYTES)).format() + "\n"
+    text = Key(1, cipher, secrets.token_bytes(SECRET_BYTES)).format() + "\n"
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardening.errors import ConfigError
+from hardening.kernels import schedule
 
-#: Ciphers a key may name. The cipher belongs to the key, so every replica draws the same stream.
-CIPHERS = ("chacha20",)
+#: Ciphers a key may name; a new key gets the first. The cipher belongs to the key, so every replica draws the same
+#: stream, by the processor's instructions for it or without.
+CIPHERS = ("aes-128-ctr", "chacha20")
 SECRET_BYTES = 32
 _PREFIX = "hardening-key:1"
 
@@ -223,12 +225,29 @@ def table_weights(table: NoiseTable) -> dict[int, int]:
     return {value: weight for value, weight in law.items() if weight}
 
 
-def reference_stream(secret: bytes, nonce: bytes, counter: int, words: int) -> NDArray[np.uint64]:
-    """Keystream of ChaCha20 (RFC 8439) as little-endian 64-bit words, by the `cryptography` package."""
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+def round_keys(cipher: str, secret: bytes) -> NDArray[np.uint32] | NDArray[np.uint64]:
+    """What the cipher's kernel is given of 32 bytes: them for ChaCha20, round keys of the first 16 for AES-128."""
+    if cipher == "chacha20":
+        return np.frombuffer(secret, "<u4").astype(np.uint32)
+    return schedule.expand(secret[: schedule.SECRET])
 
-    cipher = Cipher(algorithms.ChaCha20(secret, counter.to_bytes(4, "little") + nonce), mode=None)
-    return np.frombuffer(cipher.encryptor().update(bytes(8 * words)), "<u8")
+
+def reference_stream(cipher: str, secret: bytes, nonce: bytes, unit: int, words: int) -> NDArray[np.uint64]:
+    """Keystream from its 64-byte `unit` on as little-endian 64-bit words, by the `cryptography` package.
+
+    ``chacha20`` (RFC 8439) counts units, ``aes-128-ctr`` (NIST SP 800-38A) the four blocks of 16 bytes in each,
+    big-endian behind the nonce.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
+    if cipher == "chacha20":
+        stream: CipherContext = Cipher(
+            algorithms.ChaCha20(secret, unit.to_bytes(4, "little") + nonce), None
+        ).encryptor()
+    else:
+        counter = modes.CTR(nonce + (4 * unit).to_bytes(4, "big"))
+        stream = Cipher(algorithms.AES(secret[: schedule.SECRET]), counter).encryptor()
+    return np.frombuffer(stream.update(bytes(8 * words)), "<u8")
 
 
 def reference_noise(table: NoiseTable, raw: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -242,15 +261,14 @@ def reference_nonce(row: list[int], key: list[int]) -> bytes:
     """96-bit nonce of one canonical input row, as `kernels.tag` computes it, in Python's integers.
 
     Args:
-        row: 64-bit words, an even number of them.
-        key: 64-bit words, 22 more than the row has.
+        row: 64-bit words, a multiple of eight of them.
+        key: 64-bit words, 23 more than the row has.
     """
-    sums: list[int] = []
-    for shift in (20, 22):  # NH, in two passes
-        tail = key[shift:]
-        pairs = zip(row[::2], tail[::2], row[1::2], tail[1::2], strict=False)
-        total = sum(((x + j) % 2**64) * ((y + k) % 2**64) for x, j, y, k in pairs)
-        sums += [total % 2**64, total % 2**128 >> 64]
+    low = 2**32 - 1
+    sums = [  # NH, in four passes
+        sum(((x + k) & low) * (((x >> 32) + (k >> 32)) & low) for x, k in zip(row, key[shift:], strict=False)) % 2**64
+        for shift in (20, 21, 22, 23)
+    ]
     wide = [low | high << 64 for low, high in zip(key[0:20:2], key[1:20:2], strict=True)]
     first = (wide[0] + sum(c * v for c, v in zip(wide[1:5], sums, strict=True))) % 2**128
     second = (wide[5] + sum(c * v for c, v in zip(wide[6:], sums, strict=True))) % 2**128

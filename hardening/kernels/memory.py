@@ -8,7 +8,22 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardening.kernels.lanes import DOUBLE, FLOATS, I32, I64, LONGS, MASK, WIDTH, WORDS, device, splat, vector
+from hardening.kernels.lanes import (
+    DOUBLE,
+    FLOATS,
+    I8,
+    I32,
+    I64,
+    LONGS,
+    MASK,
+    MORE_WORDS,
+    WIDTH,
+    WORDS,
+    LanesType,
+    device,
+    splat,
+    vector,
+)
 from hardening.kernels.words import integers, to_floats
 
 
@@ -28,6 +43,19 @@ def load(_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def flip(_context: Any, values: Any, signs: Any, index: Any) -> Any:
+    """Floats, negated where elements 8 * index and on of a uint8 array are 128; elsewhere these are 0."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        wide = LONGS.representation
+        octets = b.load(_place(context, b, signature.args[1], args[1], args[2], vector(I8)), align=1)
+        bits = b.shl(b.zext(octets, wide), splat(b, ir.Constant(I64, 56)))
+        return b.bitcast(b.xor(b.bitcast(args[0], wide), bits), args[0].type)
+
+    return FLOATS(FLOATS, signs, types.int64), codegen
+
+
+@intrinsic
 def store(_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Writes what `load` reads; `value` may be floats or longs, the array has elements of eight bytes."""
 
@@ -43,11 +71,11 @@ def store_stream(_context: Any, array: Any, word: Any, low: Any, high: Any) -> A
     """64-bit words from their halves; that of lane 8 h + l goes to element ``64 * h + 8 * word + l``."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        array_type, wide = signature.args[0], LONGS.representation
-        for group in range(args[2].type.count // WIDTH):
-            chosen = ir.Constant(vector(I32), [group * WIDTH + i for i in range(WIDTH)])
-            halves = [b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), chosen) for x in args[2:]]
-            joined = b.or_(b.zext(halves[0], wide), b.shl(b.zext(halves[1], wide), splat(b, ir.Constant(I64, 32))))
+        array_type, wide, lanes = signature.args[0], LONGS.representation, args[2].type.count
+        for group in range(lanes // WIDTH):
+            pairs = [i for k in range(group * WIDTH, (group + 1) * WIDTH) for i in (k, lanes + k)]
+            chosen = ir.Constant(ir.VectorType(I32, 2 * WIDTH), pairs)
+            joined = b.bitcast(b.shuffle_vector(args[2], args[3], chosen), wide)
             index = b.add(args[1], ir.Constant(I64, group * WIDTH))
             b.store(joined, _place(context, b, array_type, args[0], index, wide), align=8)
         return context.get_dummy_value()
@@ -65,16 +93,20 @@ def load_longs(_context: Any, array: Any, index: Any) -> Any:
     return LONGS(array, types.int64), codegen
 
 
-@intrinsic
-def load_words(_context: Any, array: Any, index: Any) -> Any:
-    """Elements 8 * index to 8 * index + 7 of a uint32 array, twice."""
+def _load_words(kind: LanesType) -> Any:
+    def load_words(_context: Any, array: Any, index: Any) -> Any:
+        def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            eight = b.load(_place(context, b, signature.args[0], args[0], args[1], vector(I32)), align=4)
+            lanes = [i % WIDTH for i in range(kind.representation.count)]
+            return b.shuffle_vector(eight, eight, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
-    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        eight = b.load(_place(context, b, signature.args[0], args[0], args[1], vector(I32)), align=4)
-        twice = ir.Constant(WORDS.representation, [*range(WIDTH), *range(WIDTH)])
-        return b.shuffle_vector(eight, ir.Constant(eight.type, ir.Undefined), twice)
+        return kind(array, types.int64), codegen
 
-    return WORDS(array, types.int64), codegen
+    return intrinsic(load_words)
+
+
+#: Elements 8 * index to 8 * index + 7 of a uint32 array, over and over.
+load_twice, load_four_times = _load_words(WORDS), _load_words(MORE_WORDS)
 
 
 @intrinsic

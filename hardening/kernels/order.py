@@ -11,6 +11,8 @@ from hardening.kernels.words import fill_longs, numbers, tally
 
 #: Up to this many classes, order statistics are found by comparing all pairs.
 PAIRS = 16
+#: Steps that a search by values may take before it goes on by bits.
+PATIENCE = 32
 
 
 @device
@@ -52,13 +54,14 @@ def separator(b: Block, a: Any, r: Any, low: Any, high: Any) -> Any:
     t, active = high, wanted
     turn = 0
     while some(active):
-        # In turn: where a straight line between the ends would be r; half way; half way in floats, which must end.
+        # In turn where a straight line between the ends would be r, and half way; at last half way in floats, which
+        # must end.
         middle = halfway(low, high)
-        if turn < 2:
-            share = (below - r) / larger(below - above, fill(1.0)) if turn == 0 else fill(0.5)
+        if turn < PATIENCE:
+            share = (below - r) / larger(below - above, fill(1.0)) if turn % 2 == 0 else fill(0.5)
             guess = low + (high - low) * share
             middle = where((low < guess) & (guess < high), guess, middle)
-        turn = turn + 1 if turn < 2 else 0
+        turn += 1
         active = active & (low < middle) & (middle < high)
         c = count_above(b, a, middle)
         hit, more, fewer = active & (c == r), active & (c > r), active & (c < r)

@@ -12,9 +12,27 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import layout, prf, summary, tag
-from hardening.kernels.blocks import SUM_GRID, Block, clip, divide, first_equal, quotient, survey
+from hardening.kernels.blocks import HUGE, SUM_GRID, Block, clip, first_equal, survey
 from hardening.kernels.job import NARROW, block_of, fields, lanes_of, lead, nonces_of, room_of, top_of
-from hardening.kernels.lanes import WIDTH, call_at, device, execute, fabs, fill, lane, outer, pointer, some, where
+from hardening.kernels.lanes import (
+    WIDTH,
+    across_max,
+    across_min,
+    across_sum,
+    call_at,
+    device,
+    execute,
+    fabs,
+    fill,
+    lane,
+    larger,
+    outer,
+    pointer,
+    rint,
+    smaller,
+    some,
+    where,
+)
 from hardening.kernels.layout import SUMMARY, Job, Step
 from hardening.kernels.memory import load, load_at, load_every, load_some, store, store_at, store_every, store_some
 
@@ -29,52 +47,56 @@ def summary_room(vectors: int) -> int:
 
 
 @device
-def _check(b: Block, space: int, tolerance: float) -> tuple[Any, Any]:
-    """What is wrong with each row, as a `layout` problem, and its largest entry.
-
-    Brings rows within the tolerance into the space.
-    """
-    none, one = fill(0.0), fill(1.0)
-    low, high, total = survey(b, b.w, SUM_GRID if space == layout.SPACE_SIMPLEX else 0.0)
-    if some(total - total != none):
-        _, _, nothing = survey(b, b.w, 0.0)  # a sum may overflow where no entry is at fault
-        fault = where(nothing == none, fill(float(layout.NOT_SIMPLEX)), fill(float(layout.NOT_FINITE)))
-        return where(total - total != none, fault, none), high
-    problem = none
-    if space == layout.SPACE_ANY:
-        return problem, high
-    off = fill(float(layout.NOT_SIMPLEX))
-    problem = where((low < -tolerance) | (high > 1.0 + tolerance), off, problem)
-    if some((low < 0.0) | (high > 1.0)):
-        clip(b, 0.0, 1.0)
-        low, high, total = survey(b, b.w, SUM_GRID)
-    if space == layout.SPACE_SIMPLEX:
-        problem = where(fabs(total - one) > tolerance, off, problem)
-        total = where(problem == none, total, one)
-        divide(b, total)
-        high = quotient(high, total, one / total)
-    return problem, high
-
-
-@device
-def _load_as(b: Block, y: Any, first: int) -> None:
-    if b.wide:
-        for i in range(b.m - 1):
-            store(b.w, i, load_at(y, first * b.n + WIDTH * i))
-        store(b.w, b.m - 1, load_some(y, first * b.n + WIDTH * (b.m - 1), b.last))
-    else:
+def _load_as(b: Block, y: Any, first: int, grid: float) -> tuple[Any, Any, Any]:
+    """`blocks.survey` of scores while they are loaded."""
+    low, high, s = fill(HUGE), fill(-HUGE), fill(0.0)
+    if not b.wide:
         for j in range(b.n):
-            store(b.w, j, load_every(y, first * b.n + j, b.n))
+            v = load_every(y, first * b.n + j, b.n)
+            store(b.w, j, v)
+            low, high, s = smaller(low, v), larger(high, v), s + rint(v * grid)
+        return low, high, (s / grid if grid > 0.0 else s)
+    for i in range(b.m - 1):
+        v = load_at(y, first * b.n + WIDTH * i)
+        store(b.w, i, v)
+        low, high, s = smaller(low, v), larger(high, v), s + rint(v * grid)
+    v = load_some(y, first * b.n + WIDTH * (b.m - 1), b.last)
+    store(b.w, b.m - 1, v)
+    low, high = smaller(low, where(b.last, v, low)), larger(high, where(b.last, v, high))
+    s = across_sum(s + rint(v * grid))
+    return across_min(low), across_max(high), (s / grid if grid > 0.0 else s)
 
 
 @device
-def _load(b: Block, j: Any, first: int) -> None:
+def _load(b: Block, j: Any, first: int, grid: float) -> tuple[Any, Any, Any]:
     """One row, or eight, from `first` on."""
     count = j[Job.VECTORS] * b.n
     if j[Job.SINGLE] > 0:
-        _load_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float32), first)
-    else:
-        _load_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float64), first)
+        return _load_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float32), first, grid)
+    return _load_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float64), first, grid)
+
+
+@device
+def _take(b: Block, j: Any, first: int, tolerance: float) -> tuple[Any, Any, Any]:
+    """Loads rows and brings them into the space: what is wrong with each, as a `layout` problem, its label, entropy."""
+    none, one, space = fill(0.0), fill(1.0), j[Job.SPACE]
+    low, high, total = _load(b, j, first, SUM_GRID if space == layout.SPACE_SIMPLEX else 0.0)
+    if some(total - total != none):
+        _, _, nothing = survey(b, b.w, 0.0)  # a sum may overflow where no entry is at fault
+        fault = where(nothing == none, fill(float(layout.NOT_SIMPLEX)), fill(float(layout.NOT_FINITE)))
+        return where(total - total != none, fault, none), none, none
+    if space == layout.SPACE_ANY:
+        return none, first_equal(b, b.w, high), summary.clean_entropy(b, space, j[Job.LOGITS] > 0, high)
+    off = fill(float(layout.NOT_SIMPLEX))
+    problem = where((low < -tolerance) | (high > 1.0 + tolerance), off, none)
+    if some((low < 0.0) | (high > 1.0)):
+        clip(b, 0.0, 1.0)
+        low, high, total = survey(b, b.w, SUM_GRID)
+    if space == layout.SPACE_SIGMOID:
+        return problem, first_equal(b, b.w, high), summary.clean_entropy(b, space, False, high)
+    problem = where(fabs(total - one) > tolerance, off, problem)
+    own, entropy = summary.normalise(b, where(problem == none, total, one), high)
+    return problem, own, entropy
 
 
 @device
@@ -99,14 +121,14 @@ def _write(b: Block, j: Any, first: int) -> None:
 
 @device
 def _spread_nonces(j: Any, first: int, wide: bool) -> None:
-    """Nonce and first counter of each lane's vector: vectors of one row follow each other in its keystream."""
+    """Nonce and first unit of each lane's vector: vectors of one row follow each other in its keystream."""
     nonces, out = carray(pointer(j[Job.NONCES]), (3 * j[Job.ROWS],), np.uint32), nonces_of(j, 0)
     n, per_row = j[Job.WIDTH], j[Job.PER_ROW]
     row, behind = first // per_row, first % per_row
     for k in range(WIDTH):
         for i in range(3):
             out[WIDTH * i + k] = nonces[3 * row + i]
-        out[3 * WIDTH + k] = np.uint32(behind * ((n + prf.BLOCK - 1) // prf.BLOCK))
+        out[3 * WIDTH + k] = np.uint32(behind * ((n + prf.UNIT - 1) // prf.UNIT))
         if not wide:
             behind += 1
             if behind == per_row:
@@ -117,17 +139,19 @@ def _spread_nonces(j: Any, first: int, wide: bool) -> None:
 def _run(j: Any, job: int) -> None:
     """Every instruction on the block at hand."""
     steps = carray(pointer(j[Job.STEPS]), (j[Job.COUNT], layout.STEP), np.int64)
+    j[Job.LEFT] = 0
     for s in range(j[Job.COUNT]):
         j[Job.PARAMS], j[Job.DATA] = steps[s, Step.PARAMS], steps[s, Step.DATA]
         j[Job.SECRET] = steps[s, Step.SECRET]
+        j[Job.FEW], j[Job.LEFT] = j[Job.LEFT], 0
         execute(steps[s, Step.FUNCTION], job)
 
 
 @outer
 def _harden(j: Any, job: int) -> int:
-    n, vectors, space = j[Job.WIDTH], j[Job.VECTORS], j[Job.SPACE]
+    n, vectors = j[Job.WIDTH], j[Job.VECTORS]
     room, places = room_of(n), summary_room(j[Job.VECTORS])
-    signs = carray(pointer(j[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.float64)
+    signs = carray(pointer(j[Job.SIGNS]), ((n + WIDTH - 1) // WIDTH * WIDTH + summary.FOLD,), np.uint8)
     fold = carray(pointer(j[Job.NUMBERS] + 8 * SCRATCH_VECTORS * room), (SCRATCH_NUMBERS,), np.float64)
     out = carray(pointer(j[Job.SUMMARY]), (SUMMARY * places,), np.float64)
     tolerance = float(j[Job.TOLERANCE]) * 1e-6
@@ -137,10 +161,7 @@ def _harden(j: Any, job: int) -> int:
         wide = n > NARROW or vectors - first < WIDTH
         j[Job.FIRST], j[Job.WIDE] = first, np.int64(wide)
         b = block_of(j)
-        _load(b, j, first)
-        problem, highest = _check(b, space, tolerance)
-        own = first_equal(b, b.w, highest)
-        entropy = summary.clean_entropy(b, space, j[Job.LOGITS] > 0, highest)
+        problem, own, entropy = _take(b, j, first, tolerance)
         cell = summary.cells_of(b, signs, fold, j[Job.CELL_BITS])
         if not some(problem > 0.0):
             store(lanes, layout.OWN // WIDTH, own)

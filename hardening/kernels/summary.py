@@ -9,12 +9,13 @@ import numpy as np
 from llvmlite import ir
 
 from hardening.kernels import layout
-from hardening.kernels.blocks import Block
+from hardening.kernels.blocks import Block, quotient
 from hardening.kernels.lanes import (
     FLOATS,
     I64,
     LONGS,
     WIDTH,
+    across_min,
     across_sum,
     bits_of,
     butterfly_1,
@@ -26,26 +27,30 @@ from hardening.kernels.lanes import (
     larger,
     rint,
     roughly_fused,
+    smaller,
     splat,
     where,
 )
-from hardening.kernels.memory import load, store
+from hardening.kernels.memory import flip, load, store
+from hardening.kernels.words import numbers
 
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
 _LOG2_E = 1.4426950408889634
 
 
-@define(FLOATS, FLOATS)
+@define(LONGS, FLOATS)
 def _exponent(b: ir.IRBuilder, x: Any) -> Any:
-    bits = b.lshr(b.bitcast(x, LONGS.representation), splat(b, ir.Constant(I64, 52)))
-    return b.sitofp(b.sub(bits, splat(b, ir.Constant(I64, 1022))), FLOATS.representation)
+    """e with x / 2**e in [sqrt(1/2), sqrt(2))."""
+    bits = b.bitcast(x, LONGS.representation)
+    return b.ashr(b.sub(bits, splat(b, ir.Constant(I64, 0x3FE6A09E667F3BCD))), splat(b, ir.Constant(I64, 52)))
 
 
-@define(FLOATS, FLOATS)
-def _mantissa(b: ir.IRBuilder, x: Any) -> Any:
-    bits = b.and_(b.bitcast(x, LONGS.representation), splat(b, ir.Constant(I64, (1 << 52) - 1)))
-    return b.bitcast(b.or_(bits, splat(b, ir.Constant(I64, 0x3FE << 52))), FLOATS.representation)
+@define(FLOATS, FLOATS, LONGS)
+def _without_exponent(b: ir.IRBuilder, x: Any, exponent: Any) -> Any:
+    """x / 2**exponent."""
+    bits = b.sub(b.bitcast(x, LONGS.representation), b.shl(exponent, splat(b, ir.Constant(I64, 52))))
+    return b.bitcast(bits, FLOATS.representation)
 
 
 @define(FLOATS, FLOATS)
@@ -61,11 +66,11 @@ def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -
 
 
 # log2(1 + m) = m q(m) on [sqrt(1/2) - 1, sqrt(2) - 1] and 2**x on [-1/2, 1/2], errors below 1e-5.
-L0, L1, L2, L3, L4, L5, L6, L7 = _fit(
+L0, L1, L2, L3, L4, L5 = _fit(
     lambda m: np.where(np.abs(m) < 1e-9, 1.0, np.log1p(m) / np.where(np.abs(m) < 1e-9, 1.0, m)) / np.log(2.0),
     np.sqrt(0.5) - 1,
     np.sqrt(2.0) - 1,
-    7,
+    5,
 )
 E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
 
@@ -73,17 +78,14 @@ E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
 @device
 def log2(x: Any) -> Any:
     """Base-2 logarithm of positive normal numbers, absolute error below 1e-5; for statistics, not for releases."""
-    m = _mantissa(x)
-    small = where(m < 0.7071067811865476, fill(1.0), fill(0.0))
-    m = roughly_fused(m, small, m) - 1.0
-    q = roughly_fused(fill(L7), m, fill(L6))
-    q = roughly_fused(q, m, fill(L5))
-    q = roughly_fused(q, m, fill(L4))
+    exponent = _exponent(x)
+    m = _without_exponent(x, exponent) - 1.0
+    q = roughly_fused(fill(L5), m, fill(L4))
     q = roughly_fused(q, m, fill(L3))
     q = roughly_fused(q, m, fill(L2))
     q = roughly_fused(q, m, fill(L1))
     q = roughly_fused(q, m, fill(L0))
-    return roughly_fused(m, q, _exponent(x) - small)
+    return roughly_fused(m, q, numbers(exponent))
 
 
 @device
@@ -105,14 +107,21 @@ def _total(b: Block, s: Any) -> Any:
 
 
 @device
-def entropy_bits(b: Block) -> Any:
-    """Shannon entropy of a distribution, in bits."""
-    h, none = fill(0.0), fill(0.0)
+def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
+    """Divides a distribution by its total; returns its first arg-max and its Shannon entropy in bits.
+
+    `highest` is the largest entry. What lies beyond the end of a row that ends within a vector is zero.
+    """
+    inverse = 1.0 / total
+    high, column = quotient(highest, total, inverse), b.column
+    first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)
     for i in range(b.m):
-        p = larger(load(b.w, i), fill(1e-30))
-        term = p * log2(p)
-        h = h - (where(b.last, term, none) if i == b.m - 1 else term)
-    return larger(_total(b, h), none)
+        p = quotient(load(b.w, i), total, inverse)
+        store(b.w, i, p)
+        first = smaller(first, where(p == high, column, first))
+        column = column + b.stride
+        h = roughly_fused(p, log2(larger(p, least)), h)
+    return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
 
 
 @device
@@ -155,30 +164,35 @@ def _turn(fold: Any, distance: int) -> None:
 
 
 @device
+def _sign(bit: Any) -> float:
+    return 1.0 if bit == 0 else -1.0
+
+
+@device
 def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
     """The sign pattern of a secret random projection, `bits` of it, as a number.
 
-    A locality-sensitive hash (Charikar 2002): the row is folded to 16 numbers with secret signs (`signs`, padded with
-    zeros to whole vectors), turned by a Walsh-Hadamard transform (Ailon & Chazelle 2006) with the 16 more signs at its
-    end, and read off by sign.
+    A locality-sensitive hash (Charikar 2002): the row is folded to 16 numbers with secret signs (`signs`: uint8, 0 or
+    128, padded to whole vectors), turned by a Walsh-Hadamard transform (Ailon & Chazelle 2006) with the 16 more signs
+    at its end, and read off by sign.
     """
     more = (len(signs) - FOLD) // WIDTH
     if b.wide:
         even, odd = fill(0.0), fill(0.0)
         for i in range(0, b.m, 2):
-            even = even + load(b.w, i) * load(signs, i)
+            even = even + flip(load(b.w, i), signs, i)
             if i + 1 < b.m:
-                odd = odd + load(b.w, i + 1) * load(signs, i + 1)
-        even = butterfly_4(butterfly_2(butterfly_1(even * load(signs, more))))
-        odd = butterfly_4(butterfly_2(butterfly_1(odd * load(signs, more + 1))))
+                odd = odd + flip(load(b.w, i + 1), signs, i + 1)
+        even = butterfly_4(butterfly_2(butterfly_1(flip(even, signs, more))))
+        odd = butterfly_4(butterfly_2(butterfly_1(flip(odd, signs, more + 1))))
         cell = bits_of(even + odd > 0.0) + 256 * bits_of(even - odd > 0.0)
         return fill(float(cell % (1 << bits)))
     turned = len(signs) - FOLD
     for k in range(FOLD):
-        store(fold, k, load(b.w, k) * (signs[k] * signs[turned + k]) if k < b.n else fill(0.0))
+        store(fold, k, load(b.w, k) * _sign(signs[k] ^ signs[turned + k]) if k < b.n else fill(0.0))
     for i in range(FOLD, b.m):
         k = i % FOLD
-        store(fold, k, load(fold, k) + load(b.w, i) * (signs[i] * signs[turned + k]))
+        store(fold, k, load(fold, k) + load(b.w, i) * _sign(signs[i] ^ signs[turned + k]))
     _turn(fold, 1)
     _turn(fold, 4)
     cells, one, none = fill(0.0), fill(1.0), fill(0.0)
@@ -189,9 +203,7 @@ def cells_of(b: Block, signs: Any, fold: Any, bits: int) -> Any:
 
 @device
 def clean_entropy(b: Block, space: int, logits: bool, highest: Any) -> Any:
-    """Entropy of the model's own row in bits; 0 where the space has none."""
-    if space == layout.SPACE_SIMPLEX:
-        return entropy_bits(b)
+    """Entropy of the model's own row in bits where it is no distribution; 0 where the space has none."""
     if space == layout.SPACE_SIGMOID:
         return binary_entropy_bits(b)
     if logits:

@@ -10,7 +10,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from hardening.kernels.lanes import (
+    DOUBLE,
     FLOATS,
+    I32,
     I64,
     I128,
     INT128,
@@ -36,24 +38,20 @@ def repeat(_context: Any, like: Any, word: Any) -> Any:
     return like(like, types.uint32), codegen
 
 
-@define(WORDS, types.uint32)
-def count_twice(b: ir.IRBuilder, first: Any) -> Any:
-    """first in lanes 0 to 7, first + 1 in lanes 8 to 15, modulo 2**32."""
-    steps = ir.Constant(WORDS.representation, [0] * WIDTH + [1] * WIDTH)
-    return b.add(splat(b, first, 2 * WIDTH), steps)
-
-
-def _count(kind: LanesType) -> Any:
+def _count(kind: LanesType, times: int) -> Any:
     def emit(b: ir.IRBuilder, first: Any) -> Any:
         lanes = kind.representation.count
-        return b.add(splat(b, first, lanes), ir.Constant(kind.representation, list(range(lanes))))
+        steps = ir.Constant(kind.representation, [i // times for i in range(lanes)])
+        return b.add(splat(b, first, lanes), steps)
 
     emit.__name__ = f"count_in_{kind.name}"
     return define(kind, types.uint32)(emit)
 
 
-#: first, first + 1, ... for sixteen lanes and for thirty-two, modulo 2**32.
-count_from, count_on_from = _count(WORDS), _count(MORE_WORDS)
+#: first, first + 1, ... modulo 2**32, for sixteen lanes and for thirty-two.
+count_from, count_on_from = _count(WORDS, 1), _count(MORE_WORDS, 1)
+#: The same, each number in eight lanes.
+count_twice, count_four_times = _count(WORDS, WIDTH), _count(MORE_WORDS, WIDTH)
 
 
 def _of_words(emit: Callable[..., Any]) -> Any:
@@ -113,11 +111,6 @@ def tally(b: ir.IRBuilder, count: Any, mask: Any) -> Any:
     return b.add(count, b.zext(mask, LONGS.representation))
 
 
-@define(LONGS, LONGS, types.int64)
-def add_to_longs(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-    return b.add(x, splat(b, y))
-
-
 @define(LONGS, MASK, LONGS, LONGS)
 def where_longs(b: ir.IRBuilder, mask: Any, x: Any, y: Any) -> Any:
     return b.select(mask, x, y)
@@ -132,12 +125,6 @@ def below(b: ir.IRBuilder, x: Any, y: Any) -> Any:
 @define(INT128, types.uint64, types.uint64)
 def int128(b: ir.IRBuilder, low: Any, high: Any) -> Any:
     return b.or_(b.zext(low, I128), b.shl(b.zext(high, I128), ir.Constant(I128, 64)))
-
-
-@define(INT128, INT128, types.uint64, types.uint64)
-def multiply_add(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
-    """total + x y modulo 2**128, the product in full."""
-    return b.add(total, b.mul(b.zext(x, I128), b.zext(y, I128)))
 
 
 @define(INT128, INT128, INT128, types.uint64)
@@ -162,6 +149,23 @@ def high_half(b: ir.IRBuilder, x: Any) -> Any:
     return b.trunc(b.lshr(x, ir.Constant(I128, 64)), I64)
 
 
+@define(LONGS, LONGS, LONGS, LONGS)
+def multiply_halves(b: ir.IRBuilder, total: Any, x: Any, key: Any) -> Any:
+    """One step of NH: total + (low half of x + low half of key) (high half + high half), halves modulo 2**32."""
+    halves = ir.VectorType(I32, 2 * WIDTH)
+    mixed = b.bitcast(b.add(b.bitcast(x, halves), b.bitcast(key, halves)), x.type)
+    low = b.and_(mixed, splat(b, ir.Constant(I64, 0xFFFFFFFF)))
+    return b.add(total, b.mul(low, b.lshr(mixed, splat(b, ir.Constant(I64, 32)))))
+
+
+@define(types.uint64, LONGS)
+def total_of(b: ir.IRBuilder, x: Any) -> Any:
+    """The sum of all lanes, modulo 2**64."""
+    name = "llvm.vector.reduce.add.v8i64"
+    function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(I64, [x.type]), name)
+    return b.call(function, [x])
+
+
 @define(FLOATS, LONGS)
 def to_floats(b: ir.IRBuilder, x: Any) -> Any:
     """The same bits, read as float64."""
@@ -178,3 +182,11 @@ def integers(b: ir.IRBuilder, x: Any) -> Any:
 def numbers(b: ir.IRBuilder, x: Any) -> Any:
     """Signed integers as floats."""
     return b.sitofp(x, FLOATS.representation)
+
+
+@define(FLOATS, LONGS, types.int64)
+def less(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """x - y as floats, for x and y below 2**51; from the bits of 2**52 + x, since not every machine converts longs."""
+    one = ir.Constant(LONGS.representation, [0x4330000000000000] * WIDTH)
+    base = b.sitofp(b.add(y, ir.Constant(I64, 1 << 52)), DOUBLE)
+    return b.fsub(b.bitcast(b.or_(x, one), FLOATS.representation), splat(b, base))

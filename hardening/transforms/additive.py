@@ -11,7 +11,18 @@ import numpy as np
 
 from hardening.errors import SpaceError
 from hardening.noise import Law, grid_exponent
-from hardening.transforms.base import Draws, Keyed, Op, State, Transform, check_key, first_argmax, no_labels, positive
+from hardening.transforms.base import (
+    SECRECY,
+    Draws,
+    Keyed,
+    Op,
+    State,
+    Transform,
+    check_key,
+    first_argmax,
+    no_labels,
+    positive,
+)
 from hardening.types import Guarantee, OutputSpace
 
 #: Largest scale of noise whose draws, to the ends of their tables, are within what a projection adds up exactly; with
@@ -87,7 +98,7 @@ class Noise(Transform):
             )
         assumptions = [
             "models are compared by the scores that enter the noise",
-            "the key stays secret",
+            SECRECY,
             "the clean scores are those that the runtime returned",
         ]
         if space.relabelled:

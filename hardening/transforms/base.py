@@ -29,7 +29,8 @@ class Op(NamedTuple):
         call: ``module.function`` in `hardening.kernels.instructions`.
         params: numbers it is given.
         data: an array it reads, such as a table.
-        keyed: set if it draws: what selects the draw. It then gets key material of its own.
+        keyed: set if it draws: what selects the draw. It then gets key material of its own, and `call` stands for one
+            function for each cipher, whose name follows: that of ``chacha20`` is ``call_chacha20``.
         personal: whether what it draws is the client's own.
         law: set on noise, in place of `data`: the table and two parameters follow from it.
         scratch: float64 numbers it works with for each class; the program has as much as the most that any needs.
@@ -96,6 +97,10 @@ def require_on_simplex(space: OutputSpace) -> None:
     require(space, "simplex", why="it works on distributions")
     if not space.on_simplex:
         raise SpaceError("the row is off the simplex here, noise or a clip came before: put project before it")
+
+
+#: What every keyed draw takes for granted.
+SECRECY = "the key stays secret, and without it its cipher, AES-128 or ChaCha20, cannot be told from chance"
 
 
 def check_key(key: str, scope: str) -> None:

@@ -13,9 +13,9 @@ from hardening.errors import SpaceError
 from hardening.transforms.base import Draws, Labels, Op, Rows, State, Transform, require, require_on_simplex
 from hardening.types import Guarantee, OutputSpace
 
-#: Classes that name a cell, and bits for each: the constants of the kernel.
-RANKS, CLASS_BITS = 4, 24
-LOG_ODDS, LEVELS = 1.3862943611198906, 4096
+#: Classes that name a cell, words of the name, the odds where a cell ends as a logarithm, the most levels of odds: the
+#: constants of the kernel.
+RANKS, NAME, LOG_ODDS, LEVELS = 4, 8, 1.3862943611198906, 4096
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,6 @@ class Canary(Transform):
     def threshold(self) -> int:
         """The rate in units of 2**-64, rounded down; at most 2**64 - 1."""
         return min(int(Fraction(self.rate) * 2**64), 2**64 - 1)
-
-    def needs_width(self, width: int) -> None:
-        if width >= 1 << CLASS_BITS:
-            raise ValueError(f"canaries are for fewer than {1 << CLASS_BITS} classes, not {width}")
 
     def context(self) -> tuple[str | int | float, ...]:
         return (self.kind,)
@@ -95,15 +91,14 @@ def ranks(rows: Rows, top: Labels) -> NDArray[np.int64]:
 
 
 def cells(rows: Rows, top: Labels, space: OutputSpace) -> NDArray[np.uint64]:
-    """Two words ``(rows, 2)`` that name the cell of each row, given the class that leads."""
+    """Eight words ``(rows, 8)`` that name the cell of each row, given the class that leads."""
     order = ranks(rows, top)
     first, second = (rows[np.arange(len(rows)), order[:, i]] for i in (0, 1))
     if space.kind == "logits":
-        level = np.minimum(np.floor((first - second) / LOG_ODDS), LEVELS - 1)
+        level = np.minimum(np.floor((first - second) / LOG_ODDS), LEVELS)
     else:
         ratio = np.divide(first, second, out=np.full(len(rows), 1e300), where=second > 0)
         level = np.frexp(np.minimum(ratio, 1e300))[1] // 2
-    named = np.maximum(level, 0).astype(np.uint64) << np.uint64(2 * CLASS_BITS)
-    codes = order.astype(np.uint64)
-    bits = np.uint64(CLASS_BITS)
-    return np.stack([codes[:, 0] | codes[:, 1] << bits | named, codes[:, 2] | codes[:, 3] << bits], axis=1)
+    named = np.zeros((len(rows), NAME), np.uint64)
+    named[:, :RANKS], named[:, RANKS] = order, np.maximum(level, 0)
+    return named

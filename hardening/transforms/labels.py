@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hardening.errors import SpaceError
 from hardening.transforms.base import (
+    SECRECY,
     Draws,
     Keyed,
     Labels,
@@ -156,7 +157,7 @@ class LabelMechanism(Transform):
             self.scope,
             (
                 "the loss is that of one question; those of different questions add up",
-                "the key stays secret",
+                SECRECY,
                 self.rho_source,
             ),
             min(before.bits, math.inf if width is None else self.capacity(max(width, 1))),
@@ -332,7 +333,7 @@ class BoundaryRandomisedResponse(LabelMechanism):
             "capacity",
             "answer",
             scope=self.scope,
-            assumptions=(f"the label is a coin within the margin alone, {odds}", "the key stays secret"),
+            assumptions=(f"the label is a coin within the margin alone, {odds}", SECRECY),
             bits=bits,
         )
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardening.kernels.blocks import HUGE, Block, add_at, block, count_above, divide, first_equal, to_grid
+from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, block, compact, divide, first_equal, to_grid
 from hardening.kernels.job import block_of, fields, params_of, top_of
 from hardening.kernels.lanes import (
     WIDTH,
     across_max,
     across_min,
     across_sum,
-    bits_of,
     device,
     fill,
     floor,
-    lane,
     larger,
-    lowest_bit,
     next_up,
     smaller,
     some,
     where,
 )
+from hardening.kernels.layout import Job
 from hardening.kernels.memory import load, store
 from hardening.kernels.order import mark_largest
-
-#: Rows of at least this many classes, of which at most one in `FEW` is not zero, are rounded by what is not zero alone.
-LONG, FEW = 256, 4
 
 
 def grid(job: int) -> None:
@@ -40,49 +35,26 @@ def types(job: int) -> None:
     """Nearest point of the simplex whose entries are multiples of 1/p0."""
     j = fields(job)
     b = block_of(j)
-    to_types(b, params_of(j)[0], top_of(j, b))
+    to_types(b, params_of(j)[0], top_of(j, b), j[Job.FEW])
 
 
 @device
-def _pick(b: Block, few: int, room: int, top: Any) -> Any:
-    """The `few` entries that are not zero, from left to right, in `residual`, their columns in `marks` from `room` on.
-
-    Returns where `top` is among them.
-    """
-    leader, at, count = int(lane(top, 0)), 0, 0
-    for j in range(room - WIDTH, room):
-        b.residual[j] = 0.0
-    for i in range(b.m):
-        found = bits_of(load(b.w, i) > 0.0)
-        while found != 0:
-            j = WIDTH * i + lowest_bit(found)
-            found &= found - 1
-            if count < few:
-                at = count if j == leader else at
-                b.residual[count], b.marks[room + count] = b.w[j], float(j)
-                count += 1
-    return fill(float(at))
-
-
-@device
-def to_types(b: Block, units: float, top: Any) -> None:
+def to_types(b: Block, units: float, top: Any, few: int) -> None:
     """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`.
 
-    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at.
+    A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at; `few` is
+    their number where the instruction before has left them, else 0.
     """
-    few, room = 0, 0
-    if b.wide and b.n >= LONG:
-        few = int(lane(count_above(b, b.w, fill(0.0)), 0))
-    picked = 0 < FEW * few <= b.n
-    work, leader = b, top
-    if picked:
-        room = (few + WIDTH - 1) // WIDTH * WIDTH
-        leader = _pick(b, few, room, top)
-        work = block(b.residual, b.residual[room:], b.marks, few, True)
-    _round_types(work, units, leader)
-    if picked:
-        for k in range(few):
-            b.w[int(b.marks[room + k])] = b.residual[k]
+    if few == 0 and b.wide and b.n >= LONG:
+        few = compact(b, b.w, fill(0.0), b.residual, b.marks)
+    if few == 0 or few > b.n // FEW:
+        _round_types(b, units, top)
+        return
+    room = (few + WIDTH - 1) // WIDTH * WIDTH
+    work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
+    _round_types(work, units, first_equal(work, b.marks, top))
+    for k in range(few):
+        b.w[int(b.marks[k])] = b.residual[k]
 
 
 @device

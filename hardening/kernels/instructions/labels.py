@@ -10,40 +10,44 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels import layout, stream
+from hardening.kernels import layout, prf, stream
 from hardening.kernels.blocks import Block, first_argmax, place
 from hardening.kernels.instructions.additive import personal
 from hardening.kernels.instructions.classes import one_hot
 from hardening.kernels.job import AREA, block_of, fields, lanes_of, nonces_of, params_of, top_of
-from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer, rint, smaller
+from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, outer, pointer, rint, smaller
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, store
-from hardening.kernels.words import high_half, int128, is_less, low_half, multiply_add
+from hardening.kernels.words import high_half, int128, is_less, low_half, multiply_add_wide
 
 
-def exponential(job: int) -> None:
-    """One-hot of a class drawn with the weight that DATA has for its distance from the best, in levels.
+def exponential_aes_128_ctr(job: int) -> None:
+    """`_exponential` from AES-128 in counter mode."""
+    _exponential(job, stream.aes_128_ctr)
 
-    p0: the lowest score; p1: levels per score; p2: how many levels; p6 = 1: keyed on the cell that `to_cells` left;
-    p7 = 1: a draw of the client's own.
-    """
+
+def exponential_chacha20(job: int) -> None:
+    """`_exponential` from ChaCha20."""
     _exponential(job, stream.chacha20)
 
 
-def permute_and_flip(job: int) -> None:
-    """One-hot of a class drawn evenly from those that come through, each with DATA's chance for its distance.
+def permute_and_flip_aes_128_ctr(job: int) -> None:
+    """`_permute_and_flip` from AES-128 in counter mode."""
+    _permute_and_flip(job, stream.aes_128_ctr)
 
-    Parameters as for `exponential`. To go through all classes in random order and stop at the first that comes through
-    (McKenna & Sheldon 2020) gives the same label as often; but here how long it takes does not tell.
-    """
+
+def permute_and_flip_chacha20(job: int) -> None:
+    """`_permute_and_flip` from ChaCha20."""
     _permute_and_flip(job, stream.chacha20)
 
 
-def at_the_boundary(job: int) -> None:
-    """One-hot of the top class; where it leads by less than p0, in DATA's share of cases, of the next one instead.
+def at_the_boundary_aes_128_ctr(job: int) -> None:
+    """`_at_the_boundary` from AES-128 in counter mode."""
+    _at_the_boundary(job, stream.aes_128_ctr)
 
-    p6, p7: as for `exponential`.
-    """
+
+def at_the_boundary_chacha20(job: int) -> None:
+    """`_at_the_boundary` from ChaCha20."""
     _at_the_boundary(job, stream.chacha20)
 
 
@@ -71,7 +75,7 @@ def at(b: Block, k: int, c: int) -> int:
 @device
 def share(word: Any, total: Any) -> Any:
     """The word as a fraction of 2**64, times a total of 64 bits, rounded down."""
-    return high_half(multiply_add(int128(np.uint64(0), np.uint64(0)), word, total))
+    return high_half(multiply_add_wide(int128(np.uint64(0), np.uint64(0)), int128(word, np.uint64(0)), total))
 
 
 @device
@@ -83,14 +87,19 @@ def relabel(j: Any, b: Block, k: int, label: int) -> None:
     j[Job.LEADS] = 1
 
 
-@device
+@outer
 def _exponential(job: int, words: Any) -> None:
+    """One-hot of a class drawn with the weight that DATA has for its distance from the best, in levels.
+
+    p0: the lowest score; p1: levels per score; p2: how many levels; p6 = 1: keyed on the cell that `to_cells` left;
+    p7 = 1: a draw of the client's own.
+    """
     j = fields(job)
     b, p = block_of(j), params_of(j)
     table = carray(pointer(j[Job.DATA]), (int(p[2]) + 1,), np.uint64)
     _to_levels(b, p)
     best = gather(b.w, place(b, first_argmax(b, b.w)))
-    raw = words(j, b.wide, _nonces(j, p), 0)
+    raw = words(j, b.wide, _nonces(j, p), 0, 1)
     for k in range(1 if b.wide else WIDTH):
         relabel(j, b, k, _weighted(b, k, lane(best, k), table, stream.word_of(raw, b.wide, k, 0)))
     one_hot(b, top_of(j, b))
@@ -99,20 +108,27 @@ def _exponential(job: int, words: Any) -> None:
 @device
 def _weighted(b: Block, k: int, best: float, table: Any, word: Any) -> int:
     """The class in whose share of the total weight the word lies."""
-    one, total, sofar = np.uint64(1), int128(np.uint64(0), np.uint64(0)), int128(np.uint64(0), np.uint64(0))
+    one, none = np.uint64(1), np.uint64(0)
+    total, sofar = int128(none, none), int128(none, none)
     for c in range(b.n):
-        total = multiply_add(total, table[int(best - b.w[at(b, k, c)])], one)
-    # The product of 64 and more than 64 bits, without its last 64: by halves of the total.
-    wanted = multiply_add(int128(share(word, low_half(total)), np.uint64(0)), word, high_half(total))
+        total = multiply_add_wide(total, int128(table[int(best - b.w[at(b, k, c)])], none), one)
+    # Word times total over 2**64, both halves of a total of more than 64 bits by themselves.
+    wanted = int128(share(word, low_half(total)), none)
+    wanted = multiply_add_wide(wanted, int128(word, none), high_half(total))
     label = 0
     for c in range(b.n):
-        sofar = multiply_add(sofar, table[int(best - b.w[at(b, k, c)])], one)
+        sofar = multiply_add_wide(sofar, int128(table[int(best - b.w[at(b, k, c)])], none), one)
         label += 1 - int(is_less(wanted, sofar))
     return label
 
 
-@device
+@outer
 def _permute_and_flip(job: int, words: Any) -> None:
+    """One-hot of a class drawn evenly from those that come through, each with DATA's chance for its distance.
+
+    Parameters as for `_exponential`. To go through all classes in random order and stop at the first that comes through
+    (McKenna & Sheldon 2020) gives the same label as often; but here how long it takes does not tell.
+    """
     j = fields(job)
     b, p = block_of(j), params_of(j)
     table = carray(pointer(j[Job.DATA]), (int(p[2]) + 1,), np.uint64)
@@ -123,10 +139,11 @@ def _permute_and_flip(job: int, words: Any) -> None:
     nonces = _nonces(j, p)
     for k in range(WIDTH):
         chosen[k] = np.uint64(0)
-    for start in range(0, b.m, stream.CHUNK):
-        raw = words(j, b.wide, nonces, start)
+    for start in range(0, b.m, prf.CHUNK):
+        count = min(b.m - start, prf.CHUNK)
+        raw = words(j, b.wide, nonces, start, count)
         size = WIDTH if b.wide else 1  # classes in a vector, of one row
-        first, end = size * start, min(size * (start + stream.CHUNK), b.n)
+        first, end = size * start, min(size * (start + count), b.n)
         for k in range(1 if b.wide else WIDTH):
             leader, high = int(lane(top, k)), lane(best, k)
             for c in range(first, end):
@@ -152,13 +169,17 @@ def _evenly(b: Block, k: int, word: Any) -> int:
     return label
 
 
-@device
+@outer
 def _at_the_boundary(job: int, words: Any) -> None:
+    """One-hot of the top class; where it leads by less than p0, in DATA's share of cases, of the next one instead.
+
+    p6, p7: as for `_exponential`.
+    """
     j = fields(job)
     b, p = block_of(j), params_of(j)
     threshold = carray(pointer(j[Job.DATA]), (1,), np.uint64)[0]
     top = top_of(j, b)
-    raw = words(j, b.wide, _nonces(j, p), 0)
+    raw = words(j, b.wide, _nonces(j, p), 0, 1)
     for k in range(1 if b.wide else WIDTH):
         leader = int(lane(top, k))
         second = runner_up(b, k, leader)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from hardening.kernels import layout
-from hardening.kernels.blocks import HUGE, Block, add_at, block, largest, place, sum_above
+from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, block, compact, first_equal, place, sum_above
 from hardening.kernels.job import block_of, fields, forget_top, lead, own_of, params_of, report
 from hardening.kernels.lanes import (
     WIDTH,
@@ -14,17 +16,17 @@ from hardening.kernels.lanes import (
     device,
     fill,
     floor,
+    lane,
     larger,
     rint,
     smaller,
     some,
     where,
 )
+from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
 
 FIXED_POINT = 2.0**32
-#: Rows of at least this many classes are projected from a threshold that their best entries give.
-LONG = 256
 #: More than a threshold that starts an iteration may be off by rounding.
 SLACK = 2.0**-30
 #: Beyond this a sum of scores in fixed point is no longer exact.
@@ -36,7 +38,8 @@ def project(job: int) -> None:
     j = fields(job)
     b, p, own = block_of(j), params_of(j), own_of(j)
     keep = p[0] > 0.0
-    far = project_block(b, keep, p[1], own)
+    far, few = project_block(b, keep, p[1], own)
+    j[Job.LEFT] = few
     report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
     if keep:
         lead(j, own)
@@ -61,30 +64,10 @@ def _threshold(b: Block, a: Any, mass: float, t: Any) -> Any:
 
 
 @device
-def _best_of_parts(b: Block) -> None:
-    """Puts the largest entry of each of 64 parts of a long row into `marks`."""
-    for k in range(WIDTH):
-        store(b.marks, k, fill(-HUGE))
-    for i in range(b.m):
-        v = load(b.w, i)
-        v = where(b.last, v, fill(-HUGE)) if i == b.m - 1 else v
-        store(b.marks, i % WIDTH, larger(load(b.marks, i % WIDTH), v))
-
-
-@device
-def _project(b: Block, mass: float, highest: Any) -> None:
-    """Onto {x >= 0, sum x = mass} (Michelot 1986)."""
-    if b.wide and b.n >= LONG:
-        # The threshold of any part of a row is at most that of the row, and its best entries come close.
-        _best_of_parts(b)
-        parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
-        t = larger(_threshold(parts, b.marks, mass, highest - mass) - SLACK, highest - mass)
-    else:
-        total, _ = sum_above(b, b.w, fill(-HUGE))
-        t = larger((total - mass) / float(b.n), highest - mass)
-    t = _threshold(b, b.w, mass, t)
-    for i in range(b.m):
-        store(b.w, i, larger(load(b.w, i) - t, fill(0.0)))
+def _project(b: Block, mass: float, highest: Any) -> Any:
+    """The threshold of the projection onto {x >= 0, sum x = mass} (Michelot 1986)."""
+    total, _ = sum_above(b, b.w, fill(-HUGE))
+    return _threshold(b, b.w, mass, larger((total - mass) / float(b.n), highest - mass))
 
 
 @device
@@ -110,29 +93,84 @@ def _pool_top(b: Block, own: Any) -> None:
 
 
 @device
-def project_block(b: Block, keep: bool, margin: float, own: Any) -> Any:
-    """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`.
-
-    Returns a mask of the rows with scores so large that sums in fixed point are not exact; their result is void.
-    """
-    low, high = fill(HUGE), fill(-HUGE)
+def _to_fixed_point(b: Block) -> tuple[Any, Any]:
+    """Rounds every entry; returns the smallest and the largest. The best of 64 parts of the row are left in `marks`."""
+    low, none = fill(HUGE), fill(-HUGE)
+    p0, p1, p2, p3, p4, p5, p6, p7 = none, none, none, none, none, none, none, none
     for i in range(b.m):
         v = rint(load(b.w, i) * FIXED_POINT) / FIXED_POINT
         store(b.w, i, v)
-        v = where(b.last, v, fill(0.0)) if i == b.m - 1 else v
-        low, high = smaller(low, v), larger(high, v)
-    if b.wide:
-        low, high = across_min(low), across_max(high)
+        low = smaller(low, where(b.last, v, low) if i == b.m - 1 else v)
+        v = where(b.last, v, none) if i == b.m - 1 else v
+        p0, p1, p2, p3, p4, p5, p6, p7 = p1, p2, p3, p4, p5, p6, p7, larger(p0, v)
+    if b.wide and b.n >= LONG:
+        for k, p in enumerate((p0, p1, p2, p3, p4, p5, p6, p7)):
+            store(b.marks, k, p)
+    high = larger(larger(larger(p0, p1), larger(p2, p3)), larger(larger(p4, p5), larger(p6, p7)))
+    return (across_min(low), across_max(high)) if b.wide else (low, high)
+
+
+@device
+def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, high: Any) -> Any:
+    """Projects a long row by its few entries that matter; 0, and nothing is done, where they are not few.
+
+    Otherwise what is returned is their number; their values are left in `residual`, their columns in `marks`.
+    """
+    # The threshold of any part of a row is at most that of the row, and its best entries come close.
+    parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
+    least = larger(_threshold(parts, b.marks, mass, high - mass) - SLACK, high - mass) - margin
+    if keep:  # what is above the top class is pooled with it
+        least = smaller(least, gather(b.w, place(b, own)) - SLACK)
+    few = compact(b, b.w, least, b.residual, b.marks)
+    if few > b.n // FEW:
+        return 0
+    room = (few + WIDTH - 1) // WIDTH * WIDTH
+    work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
+    highest = high
+    if keep:
+        at = first_equal(work, b.marks, own)
+        _pool_top(work, at)
+        highest = gather(work.w, at)
+    t = _project(work, mass, highest)
+    if lane(t, 0) < lane(least, 0):  # pooling has brought others in
+        return 0
+    for i in range(b.m):
+        store(b.w, i, fill(0.0))
+    for i in range(work.m):
+        store(b.residual, i, larger(load(b.residual, i) - t, fill(0.0)))
+    if keep:
+        add_at(work, at, fill(margin))
+    for k in range(few):
+        b.w[int(b.marks[k])] = b.residual[k]
+    return few
+
+
+@device
+def project_block(b: Block, keep: bool, margin: float, own: Any) -> tuple[Any, Any]:
+    """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`.
+
+    Returns a mask of the rows with scores so large that sums in fixed point are not exact, whose result is void; and
+    the number of entries that are left as `_project_few` says, or 0.
+    """
+    low, high = _to_fixed_point(b)
     far = larger(high, 0.0 - low) > MOST_SCORE
+    few: Any = np.int64(0)
     if some(far):
-        return far
-    if not keep or b.n < 2:
-        # A row that ends within a vector has seen zeros there, which may be more than any of its entries.
-        _project(b, 1.0, largest(b, b.w))
-        return far
-    gap = fill(margin)
-    add_at(b, own, 0.0 - gap)
-    _pool_top(b, own)
-    _project(b, 1.0 - margin, gather(b.w, place(b, own)))
-    add_at(b, own, gap)
-    return far
+        return far, few
+    keep = keep and b.n > 1
+    gap = margin if keep else 0.0
+    if keep:
+        add_at(b, own, fill(0.0 - gap))
+    if b.wide and b.n >= LONG:
+        few = _project_few(b, keep, 1.0 - gap, gap, own, high)
+    if few > 0:
+        return far, few
+    if keep:
+        _pool_top(b, own)
+        high = gather(b.w, place(b, own))
+    t = _project(b, 1.0 - gap, high)
+    for i in range(b.m):
+        store(b.w, i, larger(load(b.w, i) - t, fill(0.0)))
+    if keep:
+        add_at(b, own, fill(gap))
+    return far, few
