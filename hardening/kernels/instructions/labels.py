@@ -11,13 +11,13 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import layout, prf, stream
-from hardening.kernels.blocks import Block, first_argmax, place
+from hardening.kernels.blocks import HUGE, Block, first_argmax, place
 from hardening.kernels.instructions.additive import personal
 from hardening.kernels.instructions.classes import one_hot
 from hardening.kernels.job import AREA, block_of, fields, lanes_of, nonces_of, params_of, top_of
 from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, outer, pointer, rint, smaller
 from hardening.kernels.layout import Job
-from hardening.kernels.memory import gather, load, store
+from hardening.kernels.memory import gather, load, scatter, store
 from hardening.kernels.words import high_half, int128, is_less, low_half, multiply_add_wide
 
 
@@ -179,21 +179,21 @@ def _at_the_boundary(job: int, words: Any) -> None:
     b, p = block_of(j), params_of(j)
     threshold = carray(pointer(j[Job.DATA]), (1,), np.uint64)[0]
     top = top_of(j, b)
+    second, lead = _runner_up(b, top)
     raw = words(j, b.wide, _nonces(j, p), 0, 1)
     for k in range(1 if b.wide else WIDTH):
-        leader = int(lane(top, k))
-        second = runner_up(b, k, leader)
-        near = b.w[at(b, k, leader)] - b.w[at(b, k, second)] < p[0]
-        swap = near & (stream.word_of(raw, b.wide, k, 0) < threshold)
-        relabel(j, b, k, leader + (second - leader) * int(swap))
+        swap = (lane(lead, k) < p[0]) & (stream.word_of(raw, b.wide, k, 0) < threshold)
+        relabel(j, b, k, int(lane(top, k)) + int(lane(second, k) - lane(top, k)) * int(swap))
     one_hot(b, top_of(j, b))
 
 
 @device
-def runner_up(b: Block, k: int, leader: int) -> int:
-    """The best class but one of the row in lane k, of equals the first; the only one if there is one."""
-    second = min(int(leader == 0), b.n - 1)
-    for c in range(b.n):
-        if c != leader and b.w[at(b, k, c)] > b.w[at(b, k, second)]:
-            second = c
-    return second
+def _runner_up(b: Block, top: Any) -> tuple[Any, Any]:
+    """The best class but `top`, of equals the first, and by how much `top` leads; infinitely if there is no other."""
+    leader = place(b, top)
+    best = gather(b.w, leader)
+    scatter(b.w, leader, fill(-HUGE))
+    second = first_argmax(b, b.w)
+    lead = best - gather(b.w, place(b, second))
+    scatter(b.w, leader, best)
+    return second, lead
