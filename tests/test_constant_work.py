@@ -40,7 +40,7 @@ transform = {
     "additive.noise": Laplace(scale=1.0),
     "labels.exponential": Exponential(epsilon=4.0),
     "labels.permute_and_flip": PermuteAndFlip(epsilon=4.0),
-    "labels.at_the_boundary": BoundaryRandomisedResponse(epsilon=0.5, margin=2.0),
+    "boundary.coin": BoundaryRandomisedResponse(epsilon=0.5, margin=2.0),
 }[name]
 space = "scalar" if name == "additive.noise" else "simplex"
 
@@ -131,7 +131,7 @@ def paths(cipher: str, rows: int, width: int, name: str, **environment: str) -> 
     ("name", "cipher"),
     [
         *(("additive.noise", cipher) for cipher in CIPHERS),
-        *((f"labels.{name}", "chacha20") for name in ("exponential", "permute_and_flip", "at_the_boundary")),
+        *((name, "chacha20") for name in ("labels.exponential", "labels.permute_and_flip", "boundary.coin")),
     ],
 )
 def test_the_path_is_the_same_whatever_is_drawn(

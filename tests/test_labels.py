@@ -31,7 +31,8 @@ from hardening.transforms import (
     Temperature,
     Transform,
 )
-from hardening.transforms.labels import LEVELS, TV_PER_CLASS, LabelMechanism, decay, flip_threshold
+from hardening.transforms.boundary import flip_threshold
+from hardening.transforms.labels import LEVELS, TV_PER_CLASS, LabelMechanism, decay
 
 KEY = Key(1, "chacha20", bytes(range(32)))
 UNIT = 1 << 64

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from hardening.transforms.additive import Gaussian, Laplace, Noise
 from hardening.transforms.base import Draws, Op, State, Transform
+from hardening.transforms.boundary import BoundaryRandomisedResponse
 from hardening.transforms.canary import Canary
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
 from hardening.transforms.labels import (
-    BoundaryRandomisedResponse,
     Exponential,
     KRandomisedResponse,
     LabelMechanism,

@@ -28,7 +28,6 @@ from hardening.transforms.base import (
     Transform,
     check_key,
     first_argmax,
-    positive,
     require,
     require_on_simplex,
 )
@@ -58,14 +57,6 @@ def decay(rate: Fraction, steps: int, one: int) -> NDArray[np.uint64]:
     table = np.array(values, np.uint64)
     table.flags.writeable = False
     return table
-
-
-def flip_threshold(epsilon: float) -> int:
-    """e^-epsilon / (1 + e^-epsilon) in units of 2**-64, rounded to the nearest."""
-    with localcontext() as context:
-        context.prec = 70
-        grown = (-Decimal(epsilon)).exp()
-        return int((grown / (1 + grown) * 2**64).to_integral_value())
 
 
 def score_range(space: OutputSpace) -> tuple[float, float]:
@@ -104,7 +95,7 @@ class LabelMechanism(Transform):
         return (self.kind, self.epsilon, self.key, self.scope)
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
-        self._check(space)
+        self.check(space)
         if self.key == "cell":
             score_range(space)
         bounds = (space.low, space.high) if space.kind == "simplex" else (0.0, 1.0)
@@ -118,7 +109,7 @@ class LabelMechanism(Transform):
             relabelled=True,
         )
 
-    def _check(self, space: OutputSpace) -> None:
+    def check(self, space: OutputSpace) -> None:
         """Raise SpaceError if labels cannot be drawn in this space."""
         score_range(space)
 
@@ -142,9 +133,10 @@ class LabelMechanism(Transform):
                 ),
                 bits=min(before.bits, math.inf if width is None else math.log2(max(width, 1))),
             )
-        return self._promise(before, width)
+        return self.promise_of(before, width)
 
-    def _promise(self, before: Guarantee, width: int | None) -> Guarantee:
+    def promise_of(self, before: Guarantee, width: int | None) -> Guarantee:
+        """`guarantee` of a draw that is not keyed on a cell."""
         tv = math.inf if width is None else width * TV_PER_CLASS
         return Guarantee(
             "label-rr",
@@ -163,7 +155,8 @@ class LabelMechanism(Transform):
             min(before.bits, math.inf if width is None else self.capacity(max(width, 1))),
         )
 
-    def _op(self, call: str, space: OutputSpace, numbers: tuple[float, ...], data: NDArray[np.uint64]) -> Op:
+    def op(self, call: str, numbers: tuple[float, ...], data: NDArray[np.uint64]) -> Op:
+        """The instruction that draws, given its numbers and table."""
         padded = (*numbers, *(0.0,) * (6 - len(numbers)))
         flags = (float(self.key == "cell"), float(self.scope == "client"))
         scratch = int(call == "labels.permute_and_flip")
@@ -171,21 +164,22 @@ class LabelMechanism(Transform):
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         cells = (Op("additive.to_cells", (self.cell(space),)),) if self.key == "cell" else ()
-        return (*cells, *self._draw(space))
+        return (*cells, *self.draw(space))
 
-    def _draw(self, space: OutputSpace) -> tuple[Op, ...]:
+    def draw(self, space: OutputSpace) -> tuple[Op, ...]:
+        """The instructions after the scores were put into cells, if they are."""
         raise NotImplementedError
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if self.key == "cell":
             rows = np.rint(state.rows / self.cell(space)) * self.cell(space)
             state = State(rows, state.own, first_argmax(rows))
-        labels = self._labels(state, space, next(draws))
+        labels = self.labels_of(state, space, next(draws))
         onehot = np.zeros_like(state.rows)
         onehot[np.arange(len(labels)), labels] = 1.0
         return State(onehot, labels, labels)
 
-    def _labels(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
+    def labels_of(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
         """The labels that each row's 64-bit words draw."""
         raise NotImplementedError
 
@@ -226,11 +220,11 @@ class Exponential(LabelMechanism):
         """Weight of a class by how many levels it is behind the best, in units of 2**-63."""
         return decay(Fraction(self.epsilon) / (2 * LEVELS), LEVELS, 1 << 63)
 
-    def _draw(self, space: OutputSpace) -> tuple[Op, ...]:
+    def draw(self, space: OutputSpace) -> tuple[Op, ...]:
         low, high = score_range(space)
-        return (self._op("labels.exponential", space, (low, LEVELS / (high - low), LEVELS), self.table),)
+        return (self.op("labels.exponential", (low, LEVELS / (high - low), LEVELS), self.table),)
 
-    def _labels(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
+    def labels_of(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
         return _drawn_by_weight(_behind(state.rows, *score_range(space), LEVELS), self.table, words)
 
 
@@ -254,11 +248,11 @@ class PermuteAndFlip(LabelMechanism):
         """Chance of a class to come through by how many levels it is behind the best, in units of 2**-64."""
         return decay(Fraction(self.epsilon) / (2 * LEVELS), LEVELS, 1 << 64)
 
-    def _draw(self, space: OutputSpace) -> tuple[Op, ...]:
+    def draw(self, space: OutputSpace) -> tuple[Op, ...]:
         low, high = score_range(space)
-        return (self._op("labels.permute_and_flip", space, (low, LEVELS / (high - low), LEVELS), self.table),)
+        return (self.op("labels.permute_and_flip", (low, LEVELS / (high - low), LEVELS), self.table),)
 
-    def _labels(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
+    def labels_of(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
         behind = _behind(state.rows, *score_range(space), LEVELS)
         through = (behind == 0) | (words < self.table[behind])
         free = words[np.arange(len(words)), behind.argmin(axis=1)].tolist()  # the best comes through whatever its word
@@ -275,7 +269,7 @@ class KRandomisedResponse(LabelMechanism):
 
     kind: ClassVar[str] = "k_rr"
 
-    def _check(self, space: OutputSpace) -> None:
+    def check(self, space: OutputSpace) -> None:
         require(space, "simplex", "logits", why="it draws one of several classes")
 
     def capacity(self, width: int) -> float:
@@ -292,60 +286,10 @@ class KRandomisedResponse(LabelMechanism):
         """Weights of the model's label and of each other one, in units of 2**-63."""
         return decay(Fraction(self.epsilon), 1, 1 << 63)
 
-    def _draw(self, space: OutputSpace) -> tuple[Op, ...]:
-        draw = self._op("labels.exponential", space, (0.0, 1.0, 1.0), self.table)
+    def draw(self, space: OutputSpace) -> tuple[Op, ...]:
+        draw = self.op("labels.exponential", (0.0, 1.0, 1.0), self.table)
         return Op("classes.label_only"), draw
 
-    def _labels(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
+    def labels_of(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
         behind = (np.arange(state.rows.shape[1]) != state.top[:, None]).astype(np.int64)
         return _drawn_by_weight(behind, self.table, words)
-
-
-@dataclass(frozen=True)
-class BoundaryRandomisedResponse(LabelMechanism):
-    """Near the decision boundary, where the best class leads by less than `margin`, a coin between it and the next one.
-
-    BDPL (Zheng et al. 2019), with the lead in place of the distance to the boundary. The coin is that of Warner (1965),
-    kept with chance 1 / (1 + e^-epsilon), as in the public implementation; the paper's formula keeps more often and its
-    loss, as that of a label, is larger than epsilon. Away from the boundary the label is released as it is, so there is
-    no bound on what a label tells about models in general.
-    """
-
-    kind: ClassVar[str] = "boundary_rr"
-    margin: float = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("margin", self.margin)
-
-    def context(self) -> tuple[str | int | float, ...]:
-        return (*super().context(), self.margin)
-
-    def _check(self, space: OutputSpace) -> None:
-        require(space, "simplex", "logits", why="it draws one of two classes")
-
-    def _promise(self, before: Guarantee, width: int | None) -> Guarantee:
-        bits = min(before.bits, math.inf if width is None else math.log2(max(width, 1)))
-        if before.relation in ("output-metric", "label", "label-rr"):
-            return replace(before, bits=bits, keeps_top1=False)
-        odds = f"by odds of e^{self.epsilon:g}, for models that have the question there with the same two classes ahead"
-        return Guarantee(
-            "capacity",
-            "answer",
-            scope=self.scope,
-            assumptions=(f"the label is a coin within the margin alone, {odds}", SECRECY),
-            bits=bits,
-        )
-
-    def _draw(self, space: OutputSpace) -> tuple[Op, ...]:
-        threshold = np.array([flip_threshold(self.epsilon)], np.uint64)
-        return (self._op("labels.at_the_boundary", space, (self.margin,), threshold),)
-
-    def _labels(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
-        rows, labels = state.rows, state.top.copy()
-        for i, (row, top) in enumerate(zip(rows, state.top, strict=True)):
-            others = np.delete(row, top)
-            if others.size and row[top] - others.max() < self.margin and words[i, 0] < flip_threshold(self.epsilon):
-                second = int(others.argmax())
-                labels[i] = second + int(second >= top)
-        return labels

@@ -11,13 +11,13 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import layout, prf, stream
-from hardening.kernels.blocks import HUGE, Block, first_argmax, place
+from hardening.kernels.blocks import Block, first_argmax, place
 from hardening.kernels.instructions.additive import personal
 from hardening.kernels.instructions.classes import one_hot
 from hardening.kernels.job import AREA, block_of, fields, lanes_of, nonces_of, params_of, top_of
 from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, outer, pointer, rint, smaller
 from hardening.kernels.layout import Job
-from hardening.kernels.memory import gather, load, scatter, store
+from hardening.kernels.memory import gather, load, store
 from hardening.kernels.words import high_half, int128, is_less, low_half, multiply_add_wide
 
 
@@ -41,18 +41,9 @@ def permute_and_flip_chacha20(job: int) -> None:
     _permute_and_flip(job, stream.chacha20)
 
 
-def at_the_boundary_aes_128_ctr(job: int) -> None:
-    """`_at_the_boundary` from AES-128 in counter mode."""
-    _at_the_boundary(job, stream.aes_128_ctr)
-
-
-def at_the_boundary_chacha20(job: int) -> None:
-    """`_at_the_boundary` from ChaCha20."""
-    _at_the_boundary(job, stream.chacha20)
-
-
 @device
-def _nonces(j: Any, p: Any) -> Any:
+def nonces_for(j: Any, p: Any) -> Any:
+    """What the draw is keyed on: the question (p6 = 0) or its cell, for everybody (p7 = 0) or for the client."""
     nonces = nonces_of(j, AREA if p[6] > 0.0 else 0)
     if p[7] > 0.0:
         return personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
@@ -99,7 +90,7 @@ def _exponential(job: int, words: Any) -> None:
     table = carray(pointer(j[Job.DATA]), (int(p[2]) + 1,), np.uint64)
     _to_levels(b, p)
     best = gather(b.w, place(b, first_argmax(b, b.w)))
-    raw = words(j, b.wide, _nonces(j, p), 0, 1)
+    raw = words(j, b.wide, nonces_for(j, p), 0, 1)
     for k in range(1 if b.wide else WIDTH):
         relabel(j, b, k, _weighted(b, k, lane(best, k), table, stream.word_of(raw, b.wide, k, 0)))
     one_hot(b, top_of(j, b))
@@ -136,7 +127,7 @@ def _permute_and_flip(job: int, words: Any) -> None:
     _to_levels(b, p)
     top = first_argmax(b, b.w)
     best = gather(b.w, place(b, top))
-    nonces = _nonces(j, p)
+    nonces = nonces_for(j, p)
     for k in range(WIDTH):
         chosen[k] = np.uint64(0)
     for start in range(0, b.m, prf.CHUNK):
@@ -167,33 +158,3 @@ def _evenly(b: Block, k: int, word: Any) -> int:
         sofar += int(b.marks[at(b, k, c)])
         label += int(sofar <= before)
     return label
-
-
-@outer
-def _at_the_boundary(job: int, words: Any) -> None:
-    """One-hot of the top class; where it leads by less than p0, in DATA's share of cases, of the next one instead.
-
-    p6, p7: as for `_exponential`.
-    """
-    j = fields(job)
-    b, p = block_of(j), params_of(j)
-    threshold = carray(pointer(j[Job.DATA]), (1,), np.uint64)[0]
-    top = top_of(j, b)
-    second, lead = _runner_up(b, top)
-    raw = words(j, b.wide, _nonces(j, p), 0, 1)
-    for k in range(1 if b.wide else WIDTH):
-        swap = (lane(lead, k) < p[0]) & (stream.word_of(raw, b.wide, k, 0) < threshold)
-        relabel(j, b, k, int(lane(top, k)) + int(lane(second, k) - lane(top, k)) * int(swap))
-    one_hot(b, top_of(j, b))
-
-
-@device
-def _runner_up(b: Block, top: Any) -> tuple[Any, Any]:
-    """The best class but `top`, of equals the first, and by how much `top` leads; infinitely if there is no other."""
-    leader = place(b, top)
-    best = gather(b.w, leader)
-    scatter(b.w, leader, fill(-HUGE))
-    second = first_argmax(b, b.w)
-    lead = best - gather(b.w, place(b, second))
-    scatter(b.w, leader, best)
-    return second, lead
