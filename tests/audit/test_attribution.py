@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sklearn.ensemble import RandomForestClassifier
 import hardening
 from hardening.audit.attribution import Canaries, attribute, canaries_of, chance_of_hits
 from hardening.audit.extraction import Training, one_hot, train
+from hardening.cli import main
 from hardening.config import KeySource, Output, Policy
 from hardening.noise import Key
 from hardening.transforms import Canary, Clip, Gaussian, KRandomisedResponse, LabelOnly, Project, Transform, Types
@@ -205,3 +208,52 @@ def test_canaries_after_noise_that_is_keyed_on_the_question(world: World) -> Non
             told = guard.harden({"p": scores}, client="alice", inputs={"x": world.asked})["p"].argmax(axis=1)
         assert known.changed.sum() > 5
         assert np.array_equal(told[known.question[known.changed]], known.label[known.changed])
+
+
+POLICY = """schema = 1
+key = {source = "file:hardening.key"}
+[outputs.p]
+space = "simplex"
+tiers.normal = [ {kind = "canary", rate = 0.02}, {kind = "label_only"} ]
+"""
+
+
+def test_the_command_names_the_thief(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, policy = tmp_path / "model.onnx", tmp_path / "policy.toml"
+    model.write_bytes(b"a model")
+    policy.write_text(POLICY)
+    with hardening.Guard(hardening.load_policy(policy), hashlib.sha256(b"a model").hexdigest()) as guard:
+        told = guard.harden({"p": world.scores}, client="alice")["p"].argmax(axis=1)
+    copy = RandomForestClassifier(50, random_state=3).fit(world.asked, told).predict(world.asked)
+    np.savez(tmp_path / "asked.npz", scores=world.scores, labels=copy)
+    suspects = [f"{client}={tmp_path / 'asked.npz'}" for client in ("alice", "bob")]
+    command = ["attribute", str(policy), "--model", str(model)]
+    assert main([*command, *suspects, "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["client"], first["named"], second["named"]) == ("alice", True, False)
+    assert first["corrected"] == 2 * first["p_value"]
+    assert main([*command, suspects[1]]) == 0
+    assert capsys.readouterr().out.startswith("bob: not named: 0 of ")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "argument", "message"),
+    [
+        (None, "alice", "must be CLIENT=FILE"),
+        (None, "alice={}/absent.npz", "No such file"),
+        (None, "alice={}/policy.toml", "does not hold numpy arrays"),
+        ({"scores": np.ones((2, 2))}, "alice={}/asked.npz", "needs an array 'labels', (questions,) of whole numbers"),
+        ({"scores": np.ones(2), "labels": np.ones(2, int)}, "alice={}/asked.npz", "needs an array 'scores'"),
+        ({"scores": np.eye(9), "labels": np.ones(2, int)}, "alice={}/asked.npz", "one for every question"),
+        ({"scores": np.ones((2, 2)), "labels": np.ones(2, int)}, "alice={}/asked.npz", "outside the declared space"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: Any, argument: str, message: str
+) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY)
+    if arrays is not None:
+        np.savez(tmp_path / "asked.npz", **arrays)
+    command = ["attribute", str(tmp_path / "policy.toml"), "--model", str(tmp_path / "policy.toml")]
+    assert main([*command, argument.format(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
