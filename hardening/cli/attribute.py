@@ -29,9 +29,7 @@ LEVEL = 1e-6
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="POLICY", help="the policy that the clients were answered under (TOML)")
-    parser.add_argument(
-        "told", metavar="CLIENT=FILE", nargs="+", help="a client under suspicion, and arrays (.npz)"
-    )
+    parser.add_argument("told", metavar="CLIENT=FILE", nargs="+", help="a client under suspicion, and arrays (.npz)")
     parser.add_argument("--model", metavar="MODEL", required=True, help="the file of the model that answered")
     parser.add_argument("--output", metavar="NAME", help="the output with the canary, if several have one")
     parser.add_argument("--tier", metavar="NAME", help="the tier that answered; by default the first")
