@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,16 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         list(self.spaces())
+        names = [t.unreleased for t in self.transforms if t.unreleased is not None]
+        if len(set(names)) > 1:
+            raise ConfigError(
+                self.path, f"looks at {' and '.join(map(repr, sorted(set(names))))}: one surrogate a tier"
+            )
+
+    @property
+    def unreleased(self) -> str | None:
+        """The model output that it looks at beside the one it hardens, if any."""
+        return next((t.unreleased for t in self.transforms if t.unreleased is not None), None)
 
     def spaces(self) -> Iterator[OutputSpace]:
         """The space each transform takes, in order."""
@@ -64,12 +74,23 @@ class Pipeline:
             )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries."""
+        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries, or fit none."""
         for i, transform in enumerate(self.transforms):
             try:
                 transform.needs_width(width)
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        self.at(width)
+
+    def at(self, width: int) -> Pipeline:
+        """The pipeline for rows of `width` entries, its noise fitted to them. Raises ConfigError."""
+        fitted = []
+        for i, transform in enumerate(self.transforms):
+            try:
+                fitted.append(transform.at(width))
+            except ValueError as problem:
+                raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        return Pipeline(self.space, tuple(fitted), self.path)
 
     def guarantee(self, width: int | None, itemsize: int = 4) -> Guarantee:
         """What one row of the released answer promises; its bits never exceed those of the raw dtype."""
@@ -78,19 +99,11 @@ class Pipeline:
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             promise = transform.guarantee(promise, space, width)
         if math.isinf(promise.bits) and width is not None:
-            promise = Guarantee(
-                promise.relation,
-                promise.unit,
-                promise.parameters,
-                promise.scope,
-                promise.assumptions,
-                raw,
-                promise.keeps_top1,
-            )
+            promise = replace(promise, bits=raw)
         return promise
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
-        """Every instruction, with the transform it comes from."""
+        """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
         return tuple(
             (transform, op)
             for transform, space in zip(self.transforms, self.spaces(), strict=True)
@@ -107,8 +120,16 @@ class Pipeline:
             for op in transform.lower(space):
                 yield (*transform.context(), *before) if op.keyed else ()
 
-    def reference(self, scores: NDArray[Any], draws: Iterator[NDArray[Any]] | None = None) -> NDArray[np.float64]:
-        """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space."""
+    def reference(
+        self,
+        scores: NDArray[Any],
+        draws: Iterator[NDArray[Any]] | None = None,
+        other: NDArray[Any] | None = None,
+    ) -> NDArray[np.float64]:
+        """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
+
+        `other`: scores of the unreleased output, in the same shape.
+        """
         rows = np.asarray(scores, np.float64)
         if rows.shape[1] == 0:
             return rows.copy()
@@ -117,9 +138,9 @@ class Pipeline:
         if self.space == "simplex":
             rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
         own = rows.argmax(axis=1)
-        state = State(rows, own, own)
+        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            state = transform.reference(state, space, iter(()) if draws is None else draws)
+            state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
         return state.rows
 
 
@@ -131,23 +152,26 @@ class Program:
         keyed_by_input: whether it needs to know the question.
         fresh: whether it needs a nonce of the request.
         personal: whether it needs the client's tag.
+        unreleased: the model output that it looks at beside the one it hardens, if any.
     """
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
         pipeline.check_width(width)
+        fitted = pipeline.at(width)
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
-        lowered = pipeline.lower()
+        lowered = fitted.lower()
         keyed = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)
+        self.unreleased = pipeline.unreleased
         self.scratch = max((op.scratch for _, op in lowered), default=0)
         if self.fresh and self.keyed_by_input:
             raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
         steps = np.zeros((len(lowered), layout.STEP), np.int64)
         params = np.zeros((len(lowered), layout.PARAMETERS))
         self._alive: list[Any] = [steps, params]
-        for step, row, (transform, op), context in zip(steps, params, lowered, pipeline.contexts(), strict=True):
+        for step, row, (transform, op), context in zip(steps, params, lowered, fitted.contexts(), strict=True):
             row[: len(op.params)] = op.params
             call, data = op.call, op.data
             if op.law is not None:
@@ -203,6 +227,7 @@ class Task:
         rows: input rows; `scores` has as many vectors for each.
         nonces: uint32 ``(rows, 3)``, one for each input row.
         question: where the kernel finds the inputs, if it is to compute the nonces.
+        other: floats in the shape of `scores`, of the output that the program looks at beside; copied.
     """
 
     def __init__(
@@ -212,6 +237,7 @@ class Task:
         rows: int,
         nonces: NDArray[np.uint32],
         question: Question | None = None,
+        other: NDArray[Any] | None = None,
     ) -> None:
         from hardening.kernels.job import SCRATCH_WORDS
         from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS
@@ -229,8 +255,12 @@ class Task:
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
         self._tag = np.zeros(3, np.uint32)
+        if program.unreleased is not None and (other is None or other.shape != scores.shape):
+            raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
+        self._other = np.empty(0) if other is None else other
+        beside = self._beside = np.empty(self._other.shape)
         self._alive = (words, row, nonces)
-        self._traces = (self._work, numbers, scratch, self.summary)
+        self._traces = (self._work, numbers, scratch, beside, self.summary)
         self.job = program.job()
         for place, value in (
             (Job.SCORES, self._work.ctypes.data),
@@ -246,6 +276,7 @@ class Task:
             (Job.NONCES, nonces.ctypes.data),
             (Job.SUMMARY, self.summary.ctypes.data),
             (Job.CLIENT, self._tag.ctypes.data),
+            (Job.OTHER, beside.ctypes.data),
         ):
             self.job[place] = value
         if question is not None:
@@ -257,9 +288,10 @@ class Task:
         self._tag[...] = tag
 
     def fetch(self) -> None:
-        """Copy the scores to where the kernel works, if it cannot work on them."""
+        """Copy the scores to where the kernel works, if it cannot work on them, and those of the other output."""
         if not self.in_place:
             self._work[...] = self._scores
+        self._beside[...] = self._other
 
     def put_back(self) -> None:
         """Copy the hardened scores back, if need be."""

@@ -42,7 +42,7 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
-        "outputs": ["probabilities", "logits", "language", "model_version"],
+        "outputs": ["probabilities", "logits", "severity", "price", "language", "model_version"],
         "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
@@ -51,7 +51,18 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
     assert explained["logits"]["normal"]["relation"] == "output-metric"
-    for output in ("probabilities", "logits"):
+    assert {t["relation"] for t in explained["severity"].values()} == {"none"}
+    assert [t["looks_at"] for t in explained["severity"].values()] == [
+        *(None, None, None, "severity_copy"),
+        *(None, "severity_copy"),
+    ]
+    assert explained["price"]["suspect"]["conversion"] == {
+        "relation": "output-metric",
+        "unit": "answer",
+        "epsilon": 0.5,
+        "delta": 1e-6,
+    }
+    for output in ("probabilities", "logits", "severity", "price"):
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 
 
@@ -62,6 +73,8 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     clean = {
         "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
         "logits": rng.normal(size=(5, 4)).astype("f4"),
+        "severity": rng.dirichlet(np.ones(4), 5),
+        "price": np.array([[3.0], [8.25], [0.0], [-1.0], [100.0]], "f4"),
         "language": np.arange(5),
         "model_version": np.full(5, 3),
     }
@@ -71,9 +84,13 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
             guard.harden(clean, inputs=inputs)
         assert guard.standing("alice").queries == 5
     assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
+    assert np.array_equal(released["severity"].argmax(1), clean["severity"].argmax(1))
+    np.testing.assert_allclose(np.abs(released["severity"] - clean["severity"]).sum(1), 0.5, atol=0.2)
     for name, units in (("probabilities", 100), ("logits", 10)):
         assert not np.array_equal(released[name], clean[name])
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
+    assert (released["price"] != clean["price"]).any()
+    assert np.abs(released["price"] - clean["price"]).max() < 20
     for name in ("language", "model_version"):
         assert np.array_equal(released[name], clean[name])
 

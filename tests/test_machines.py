@@ -25,6 +25,9 @@ tiers = [
     ("simplex", (Types(n=100),)),
     ("simplex", (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))),
     ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
+    ("simplex", (Mld(l1=1.0),)),
+    ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
+    ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
     ("simplex", (Exponential(epsilon=12.0),)),
     ("simplex", (Canary(rate=0.5), PermuteAndFlip(epsilon=12.0, key="cell"))),
@@ -44,7 +47,8 @@ for space, transforms in tiers:
             asked = {"x": x.astype("f4"), "half": x.astype("f2")}
             program = Program(Pipeline(space, transforms), width, key, "p", "m")
             question = Question(key, "m", asked, rows) if program.keyed_by_input else None
-            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question).run() == 0
+            other = rng.dirichlet(np.full(width, 0.5), rows) if program.unreleased else None
+            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other).run() == 0
             digest.update(scores.tobytes())
 print(digest.hexdigest())
 """

@@ -16,6 +16,13 @@ REMAINDER_SPREAD: Final = 1
 REMAINDER_OTHER: Final = 2
 REMAINDER_FILL: Final = 3
 
+#: What a class costs in `instructions.perturbation`: the logarithm of its score, its score, that less a surrogate's, or
+#: what stands in the surrogate's place.
+COST_LOGARITHM: Final = 0
+COST_SCORE: Final = 1
+COST_DIFFERENCE: Final = 2
+COST_GIVEN: Final = 3
+
 #: Space flags of a program.
 SPACE_ANY: Final = 0
 SPACE_SIMPLEX: Final = 1
@@ -26,12 +33,14 @@ OK: Final = 0
 NOT_FINITE: Final = 1
 NOT_SIMPLEX: Final = 2
 OUT_OF_RANGE: Final = 3
+SURROGATE: Final = 4
 
 PROBLEMS: Final = {
     NOT_FINITE: "the model returned NaN or infinity",
     NOT_SIMPLEX: "the model returned scores outside the declared space (simplex: non-negative and summing to one; "
     "sigmoid: between zero and one)",
     OUT_OF_RANGE: "a score is too large for the noise grid; put a clip before the noise",
+    SURROGATE: "the surrogate returned NaN or infinity, or scores that are no distribution where one is needed",
 }
 
 

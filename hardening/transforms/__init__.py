@@ -6,19 +6,16 @@ and what it computes, in plain numpy (`reference`): the oracle of the compiled k
 
 from __future__ import annotations
 
-from hardening.transforms.additive import Gaussian, Laplace, Noise
+from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.boundary import BoundaryRandomisedResponse
 from hardening.transforms.canary import Canary
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
-from hardening.transforms.labels import (
-    Exponential,
-    KRandomisedResponse,
-    LabelMechanism,
-    PermuteAndFlip,
-)
+from hardening.transforms.labels import Exponential, KRandomisedResponse, LabelMechanism, PermuteAndFlip
+from hardening.transforms.laws import Gaussian, Laplace, Staircase
+from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
@@ -30,16 +27,21 @@ __all__ = [
     "Draws",
     "Exponential",
     "Gaussian",
+    "Grad2",
     "KRandomisedResponse",
     "LabelMechanism",
     "LabelOnly",
     "Laplace",
+    "Mad",
+    "Misinformation",
+    "Mld",
     "Noise",
     "Op",
     "PermuteAndFlip",
     "Project",
     "ReverseSigmoid",
     "Round",
+    "Staircase",
     "State",
     "Temperature",
     "TopK",
@@ -60,12 +62,17 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Temperature,
         Gaussian,
         Laplace,
+        Staircase,
         Project,
         PermuteAndFlip,
         Exponential,
         KRandomisedResponse,
         BoundaryRandomisedResponse,
         ReverseSigmoid,
+        Mld,
+        Mad,
+        Grad2,
+        Misinformation,
         Canary,
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,15 @@ class Op(NamedTuple):
 
 
 class State(NamedTuple):
-    """What `reference` hands on: scores ``(rows, classes)`` float64, the model's own labels, the labels as of now."""
+    """What `reference` hands on: scores ``(rows, classes)`` float64, the model's own labels, the labels as of now.
+
+    `other` are the scores of the unreleased output that a transform looks at, in the same shape.
+    """
 
     rows: Rows
     own: Labels
     top: Labels
+    other: Rows | None = None
 
 
 #: What is drawn, one array per mechanism in the order of the pipeline: integer noise ``(rows, classes)``, or the first
@@ -63,6 +67,11 @@ class Transform:
     """Base of all transforms. Parameters are dataclass fields; `kind` is the name in a policy."""
 
     kind: ClassVar[str] = ""
+
+    @property
+    def unreleased(self) -> str | None:
+        """The output of the model that this looks at beside the one it changes, if any; it is never released."""
+        return None
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
         """The space this transform leaves. Raises SpaceError if it does not accept `space`."""
@@ -83,6 +92,10 @@ class Transform:
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         """The same in plain numpy."""
         raise NotImplementedError
+
+    def at(self, width: int) -> Self:
+        """This transform for rows of `width` entries, with whatever is fitted to the width. Raises ValueError."""
+        return self
 
     def needs_width(self, width: int) -> None:
         """Raise ValueError if the parameters make no sense for rows of `width` entries."""

@@ -78,7 +78,7 @@ class Canary(Transform):
             if width > 1 and row[best[0]] > row[best[1]] and int(words[i, 0]) < self.threshold:
                 labels[i] = best[which]
                 row[[best[0], best[which]]] = row[[best[which], best[0]]]
-        return State(rows, labels, labels)
+        return state._replace(rows=rows, own=labels, top=labels)
 
 
 def ranks(rows: Rows, top: Labels) -> NDArray[np.int64]:

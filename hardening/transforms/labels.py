@@ -173,11 +173,11 @@ class LabelMechanism(Transform):
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if self.key == "cell":
             rows = np.rint(state.rows / self.cell(space)) * self.cell(space)
-            state = State(rows, state.own, first_argmax(rows))
+            state = state._replace(rows=rows, top=first_argmax(rows))
         labels = self.labels_of(state, space, next(draws))
         onehot = np.zeros_like(state.rows)
         onehot[np.arange(len(labels)), labels] = 1.0
-        return State(onehot, labels, labels)
+        return state._replace(rows=onehot, own=labels, top=labels)
 
     def labels_of(self, state: State, space: OutputSpace, words: NDArray[np.uint64]) -> Labels:
         """The labels that each row's 64-bit words draw."""
