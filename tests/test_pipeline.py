@@ -25,19 +25,22 @@ from hardening.transforms import (
     BoundaryRandomisedResponse,
     Canary,
     Clip,
+    Cutoff,
+    DynaNoise,
     Exponential,
     Gaussian,
     Grad2,
     KRandomisedResponse,
-    LabelMechanism,
     LabelOnly,
     Laplace,
     Mad,
+    MemGuard,
     Misinformation,
     Mld,
     Noise,
     PermuteAndFlip,
     Project,
+    RandomTarget,
     ReverseSigmoid,
     Round,
     Staircase,
@@ -88,6 +91,14 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "permute-and-flip": (Gaussian(sigma=0.02), Project(), PermuteAndFlip(epsilon=12.0)),
     "k-rr": (KRandomisedResponse(epsilon=3.0), Project(keep_top1=True), Types(n=3)),
     "boundary": (BoundaryRandomisedResponse(epsilon=0.5, margin=0.2),),
+    "cutoff": (Cutoff(low=0.1),),
+    "random": (RandomTarget(l1=0.8),),
+    "random-any": (RandomTarget(l1=1.5, keep_top1=False), Types(n=100)),
+    "memguard": (MemGuard(l1=0.3),),
+    "memguard-sure": (MemGuard(l1=1.0, confidence=1.0), Types(n=100)),
+    "dynanoise": (DynaNoise(variance=0.3, gain=2.0, t=10.0),),
+    "dynanoise-any": (DynaNoise(keep_top1=False, key="fresh"), Round(decimals=3)),
+    "dynanoise-after": (Gaussian(sigma=0.05), Project(), DynaNoise(variance=4.0)),
     "mld": (Mld(l1=1.0),),
     "mld-after-noise": (Gaussian(sigma=0.05), Project(keep_top1=True), Mld(l1=0.4)),
     "mad": (Mad(l1=0.6, keep_top1=False),),
@@ -100,7 +111,7 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
 DRAWN = [
     (name, cipher)
     for name, transforms in SIMPLEX.items()
-    for cipher in (CIPHERS if any(isinstance(t, Noise | LabelMechanism) for t in transforms) else CIPHERS[:1])
+    for cipher in (CIPHERS if any(op.keyed for _, op in Pipeline("simplex", transforms).lower()) else CIPHERS[:1])
 ]
 
 

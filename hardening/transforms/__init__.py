@@ -10,11 +10,12 @@ from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.boundary import BoundaryRandomisedResponse
 from hardening.transforms.canary import Canary
-from hardening.transforms.classes import LabelOnly, TopK
-from hardening.transforms.deception import ReverseSigmoid
+from hardening.transforms.classes import Cutoff, LabelOnly, TopK
+from hardening.transforms.deception import RandomTarget, ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
 from hardening.transforms.labels import Exponential, KRandomisedResponse, LabelMechanism, PermuteAndFlip
 from hardening.transforms.laws import Gaussian, Laplace, Staircase
+from hardening.transforms.membership import DynaNoise, MemGuard
 from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
@@ -24,7 +25,9 @@ __all__ = [
     "BoundaryRandomisedResponse",
     "Canary",
     "Clip",
+    "Cutoff",
     "Draws",
+    "DynaNoise",
     "Exponential",
     "Gaussian",
     "Grad2",
@@ -33,12 +36,14 @@ __all__ = [
     "LabelOnly",
     "Laplace",
     "Mad",
+    "MemGuard",
     "Misinformation",
     "Mld",
     "Noise",
     "Op",
     "PermuteAndFlip",
     "Project",
+    "RandomTarget",
     "ReverseSigmoid",
     "Round",
     "Staircase",
@@ -57,6 +62,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Round,
         Types,
         TopK,
+        Cutoff,
         LabelOnly,
         Clip,
         Temperature,
@@ -69,6 +75,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
         KRandomisedResponse,
         BoundaryRandomisedResponse,
         ReverseSigmoid,
+        RandomTarget,
+        MemGuard,
+        DynaNoise,
         Mld,
         Mad,
         Grad2,
