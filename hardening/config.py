@@ -146,7 +146,7 @@ class Policy:
             for tier, transforms in output.tiers.items():
                 pipeline = Pipeline(output.space, tuple(transforms), path=f"{path}.tiers.{tier}")
                 if self.key is None and any(op.keyed for _, op in pipeline.lower()):
-                    raise ConfigError("key", f"missing: the noise in {pipeline.path} is keyed, add [key] with a source")
+                    raise ConfigError("key", f"missing: what {pipeline.path} draws is keyed, add [key] with a source")
             if output.tiers:
                 tiers = tiers or tuple(output.tiers)
                 if set(tiers) != set(output.tiers):

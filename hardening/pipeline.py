@@ -110,10 +110,20 @@ class Pipeline:
             for op in transform.lower(space)
         )
 
+    def contexts(self) -> Iterator[tuple[str | int | float, ...]]:
+        """For every instruction of `lower` what keys its draws: every parameter that shapes them, and all that is done
+        before. So two tiers share a draw only where it is applied to the same scores in the same way; otherwise the
+        draw would cancel out between them.
+        """
+        for i, (transform, space) in enumerate(zip(self.transforms, self.spaces(), strict=True)):
+            before = [repr(t) for t in self.transforms[:i]]
+            for op in transform.lower(space):
+                yield (*transform.context(), *before) if op.keyed else ()
+
     def reference(
         self,
         scores: NDArray[Any],
-        draws: Iterator[NDArray[np.int64]] | None = None,
+        draws: Iterator[NDArray[Any]] | None = None,
         other: NDArray[Any] | None = None,
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
@@ -161,8 +171,7 @@ class Program:
         steps = np.zeros((len(lowered), layout.STEP), np.int64)
         params = np.zeros((len(lowered), layout.PARAMETERS))
         self._alive: list[Any] = [steps, params]
-        seen: dict[tuple[Any, ...], int] = {}
-        for step, row, (transform, op) in zip(steps, params, lowered, strict=True):
+        for step, row, (transform, op), context in zip(steps, params, lowered, fitted.contexts(), strict=True):
             row[: len(op.params)] = op.params
             call, data = op.call, op.data
             if op.law is not None:
@@ -170,12 +179,8 @@ class Program:
                 row[2:4], data = (table.bits, table.offset), packed(table)
             if op.keyed is not None:
                 if key is None:
-                    raise ConfigError(
-                        "key", f"{transform.kind} noise needs a key: add [key] with a source to the policy"
-                    )
-                context = transform.context()
-                seen[context] = seen.get(context, -1) + 1
-                secret = derive(key, "noise", model_digest, output, seen[context], *context)
+                    raise ConfigError("key", f"{transform.kind} draws by a key: add [key] with a source to the policy")
+                secret = derive(key, "noise", model_digest, output, *context)
                 step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
                 call = f"{call}_{key.cipher.replace('-', '_')}"
             step[Step.FUNCTION] = kernels.address(call)

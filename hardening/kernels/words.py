@@ -133,6 +133,17 @@ def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
     return b.add(total, b.mul(x, b.zext(y, I128)))
 
 
+@define(types.boolean, INT128, INT128)
+def is_less(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """Unsigned comparison of two integers of 128 bits."""
+    return b.icmp_unsigned("<", x, y)
+
+
+@define(types.uint64, INT128)
+def low_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(x, I64)
+
+
 @define(types.uint64, INT128)
 def high_half(b: ir.IRBuilder, x: Any) -> Any:
     return b.trunc(b.lshr(x, ir.Constant(I128, 64)), I64)
