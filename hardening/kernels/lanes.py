@@ -305,11 +305,3 @@ def bits_of(b: ir.IRBuilder, mask: Any) -> Any:
 def count_of(b: ir.IRBuilder, mask: Any) -> Any:
     """How many lanes are set."""
     return b.zext(call("llvm.ctpop.i8", b, b.bitcast(mask, I8)), I64)
-
-
-@define(FLOATS, FLOATS, MASK)
-def compress(b: ir.IRBuilder, x: Any, mask: Any) -> Any:
-    """The lanes of the mask moved together to the front, in order; the others hold nothing in particular."""
-    name, kind = "llvm.experimental.vector.compress.v8f64", ir.FunctionType(x.type, [x.type, mask.type, x.type])
-    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
-    return b.call(function, [x, mask, ir.Constant(x.type, ir.Undefined)])
