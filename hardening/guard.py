@@ -94,7 +94,7 @@ class Guard:
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "")
         self._clients = Clients(CAPACITY)
-        self._charge, self._serve, self._settle = self._clients.charge, self._clients.serve, self._clients.settle
+        self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
@@ -283,8 +283,10 @@ class Guard:
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
-            elif not (status := task.run()):
-                self._settle(decision.slot, job)
+            else:
+                self._clients.observe(decision.slot, job)
+                if not (status := task.run()):
+                    self._clients.settle(decision.slot, job)
             if status:
                 self._refuse(name, task, status)
         answer.complete()

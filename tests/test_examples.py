@@ -42,8 +42,12 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
-        "outputs": ["probabilities", "logits", "language", "model_version"],
+        "outputs": [
+            *("probabilities", "logits", "tags", "age", "embedding", "detections"),
+            *("language", "model_version"),
+        ],
         "tiers": ["normal", "deceptive", "suspect", "label"],
+        "warnings": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
@@ -61,6 +65,10 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     clean = {
         "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
         "logits": rng.normal(size=(5, 4)).astype("f4"),
+        "tags": rng.random((5, 9)).astype("f4"),
+        "age": rng.uniform(-5, 130, (5, 1)).astype("f4"),
+        "embedding": rng.normal(size=(5, 32)).astype("f4"),
+        "detections": np.dstack([rng.uniform(0, 640, (5, 7, 4)), rng.random((5, 7, 1)), np.full((5, 7, 1), 3)]),
         "language": np.arange(5),
         "model_version": np.full(5, 3),
     }
@@ -73,6 +81,13 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     for name, units in (("probabilities", 100), ("logits", 10)):
         assert not np.array_equal(released[name], clean[name])
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
+    lengths = [np.linalg.norm(side["embedding"], axis=1) for side in (released, clean)]
+    np.testing.assert_allclose(*lengths, rtol=1e-5)
+    assert ((released["tags"] > 0).sum(1) <= 3).all()
+    assert released["age"].min() >= 0
+    assert released["age"].max() <= 120
+    assert np.array_equal(released["detections"][..., :4], np.rint(released["detections"][..., :4]))
+    assert (released["detections"][..., 5] == 3).all()
     for name in ("language", "model_version"):
         assert np.array_equal(released[name], clean[name])
 

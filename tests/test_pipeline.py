@@ -163,7 +163,7 @@ def test_masked_scores_may_be_the_least_floats(width: int) -> None:
     x = np.full((9, width), np.finfo(np.float64).min)
     x[:, 2] /= 2
     for transforms in ((LabelOnly(),), (Clip(low=-2.0, high=2.0), TopK(k=2)), (Temperature(t=0.5),)):
-        pipeline = Pipeline("logits", transforms)
+        pipeline = Pipeline("logits", transforms, dense=True)
         status, out = run(pipeline, x)
         assert status == 0
         with np.errstate(over="ignore"):

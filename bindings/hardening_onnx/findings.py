@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.types import Column
 from hardening_onnx.graph import attributes
 
-Kind = Literal["simplex", "sigmoid", "logits", "labels", "embedding", "scalar", "unknown"]
+Kind = Literal["simplex", "sigmoid", "multilabel", "logits", "labels", "embedding", "scalar", "boxes", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Finding:
         low, high: bounds of the values, where the graph gives them.
         scale: typical size of an entry of an embedding, where the graph gives it.
         last: whether the scores of one row lie along the last axis.
+        columns: what the columns of boxes hold.
     """
 
     kind: Kind
@@ -40,6 +42,7 @@ class Finding:
     high: float = math.inf
     scale: float | None = None
     last: bool = True
+    columns: tuple[Column, ...] = ()
 
 
 def class_names(attribute: dict[str, Any]) -> tuple[int | str, ...]:

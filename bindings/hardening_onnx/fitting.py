@@ -15,9 +15,14 @@ from hardening_onnx.recognise import recognise
 #: Declared and recognised spaces that differ and still work, with what would be better.
 _TOLERABLE = {
     ("sigmoid", "simplex"): "declared as a simplex its rows would keep their sum of one",
+    ("sigmoid", "multilabel"): "declared as multilabel its rows could be cut by top_k",
+    ("multilabel", "sigmoid"): "declared as sigmoid no entry is taken for a label among others",
+    ("multilabel", "simplex"): "declared as a simplex its rows would keep their sum of one",
     ("logits", "simplex"): "declared as a simplex it would need no clip and reveal less",
     ("logits", "sigmoid"): "declared as sigmoid its values would stay between 0 and 1",
+    ("logits", "multilabel"): "declared as multilabel its values would stay between 0 and 1",
     ("scalar", "sigmoid"): "declared as sigmoid its values would stay between 0 and 1",
+    ("scalar", "multilabel"): "declared as multilabel its values would stay between 0 and 1",
     ("embedding", "scalar"): "as a scalar it can be limited to its range",
 }
 
@@ -40,6 +45,8 @@ def check(policy: Policy, model: str | os.PathLike[str]) -> ModelReport:
         width = values[name].width or found[name].width
         if width is not None:
             widths[name] = width
+        if output.columns is not None and found[name].columns not in ((), output.columns):
+            warnings.append(f"outputs.{name}.columns: they seem to be {', '.join(found[name].columns)}")
         problems += _width_problems(policy, name, width)
         for serious, sentence in _space_remarks(name, output, values[name], found[name]):
             (problems if serious else warnings).append(sentence)

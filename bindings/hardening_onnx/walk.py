@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hardening.transforms.boxes import BOX
+from hardening.types import Column
 from hardening_onnx import findings
 from hardening_onnx.findings import Finding
 from hardening_onnx.graph import Graph, attributes
@@ -281,7 +283,26 @@ class Recogniser:
                     one = self.graph.constant(made[0].input[0])
                     if one is not None and one.size == 1 and float(one.reshape(-1)[0]) == 1.0:
                         return Finding("simplex", "it ends in Concat of 1 - p and p", width=2)
+        shape, axis = self.graph.shape(tensor), attributes(node).get("axis")
+        if axis == -1 or (shape is not None and axis == len(shape) - 1):
+            columns = self._columns_of_boxes([(self.see(part, depth), self.graph.width(part)) for part in node.input])
+            if columns:
+                why = "it ends in Concat of four numbers, scores from 0 to 1 and labels: boxes"
+                return Finding("boxes", why, False, len(columns), columns=columns)
         return Finding("unknown", "it ends in Concat: parts of different meaning stand side by side", False)
+
+    @staticmethod
+    def _columns_of_boxes(parts: list[tuple[Finding, int | None]]) -> tuple[Column, ...]:
+        """What stands side by side, if it is four numbers without a meaning of their own, then scores and labels."""
+        (first, four), *rest = parts
+        if first.kind != "unknown" or four != 4 or "sigmoid" not in {found.kind for found, _ in rest}:
+            return ()
+        columns: list[Column] = [*BOX]
+        for found, width in rest:
+            if width is None or found.kind not in ("sigmoid", "labels"):
+                return ()
+            columns += ["score" if found.kind == "sigmoid" else "label"] * width
+        return tuple(columns)
 
     def _argmax(self, node: Any, tensor: str, depth: int) -> Finding:
         scores = self.see(node.input[0], depth)

@@ -10,6 +10,7 @@ from hardening.transforms.additive import Gaussian, Laplace, Noise
 from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
+from hardening.transforms.embedding import CoverageNoise, Orthogonal
 from hardening.transforms.grid import Round, Types, types_bits
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
@@ -17,12 +18,14 @@ from hardening.transforms.simplex import Project
 __all__ = [
     "TRANSFORMS",
     "Clip",
+    "CoverageNoise",
     "Draws",
     "Gaussian",
     "LabelOnly",
     "Laplace",
     "Noise",
     "Op",
+    "Orthogonal",
     "Project",
     "ReverseSigmoid",
     "Round",
@@ -36,5 +39,19 @@ __all__ = [
 
 #: Every transform by its name in a policy.
 TRANSFORMS: dict[str, type[Transform]] = {
-    t.kind: t for t in (Round, Types, TopK, LabelOnly, Clip, Temperature, Gaussian, Laplace, Project, ReverseSigmoid)
+    t.kind: t
+    for t in (
+        Round,
+        Types,
+        TopK,
+        LabelOnly,
+        Clip,
+        Temperature,
+        Gaussian,
+        Laplace,
+        Project,
+        ReverseSigmoid,
+        CoverageNoise,
+        Orthogonal,
+    )
 }
