@@ -36,7 +36,7 @@ MOST_LOGITS, MOST_LOGITS_SHARE = 16, 0.5
 
 
 def declared_space(kind: SpaceKind, bounds: tuple[float, float] | None = None) -> OutputSpace:
-    """The space that scores of this kind start in, and have to end in; `bounds` are those of ``scalar`` and ``boxes``."""
+    """The space that scores of this kind start and have to end in; `bounds` are of ``scalar`` and ``boxes``."""
     low, high = (0.0, 1.0) if kind in ("sigmoid", "multilabel") else bounds or (-math.inf, math.inf)
     return OutputSpace(kind, on_simplex=kind == "simplex", low=low, high=high)
 

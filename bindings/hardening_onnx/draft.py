@@ -158,8 +158,8 @@ def _decision(found: Finding) -> str:
     if found.kind == "unknown":
         return (
             "You decide: if it holds scores, name their space (simplex, sigmoid, multilabel, logits, embedding, "
-            f"scalar, boxes) and write the tiers {', '.join(TIERS)}; if callers need it as it is and it reveals nothing, "
-            "uncomment this."
+            f"scalar, boxes) and write the tiers {', '.join(TIERS)}; if callers need it as it is and it reveals "
+            "nothing, uncomment this."
         )
     return "You decide: leave it out of what callers get, or uncomment this and accept that it is released as it is."
 

@@ -144,8 +144,8 @@ def _embedding_tiers(found: Finding) -> Tiers:
     high = float(f"{10 * scale:.2g}")  # wide: single entries of real embeddings stand out by that much
     clip = _clip(-high, high)
     digits = 2 - math.floor(math.log10(scale))
-    shares = {name: float(f"{share * scale:.2g}") for name, share in (("base", 1e-6), ("alpha", 0.8), ("most", 1.0))}
-    more = _step("coverage_noise", **shares)
+    base, alpha, most = (float(f"{share * scale:.2g}") for share in (1e-6, 0.8, 1.0))
+    more = _step("coverage_noise", base=base, alpha=alpha, most=most)
     return {
         "normal": (
             "limited, noise of a tenth of an entry, and more for who has seen most of the space",

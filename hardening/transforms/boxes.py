@@ -47,7 +47,7 @@ def both(parts: Sequence[Guarantee], more_bits: float) -> Guarantee:
         return replace(first, keeps_top1=False)
     if alike and all("rho" in p.parameters for p in parts):
         rho = {"rho": math.fsum(p.parameters["rho"] for p in parts)}
-        scope = "client" if all(p.scope == "client" for p in parts) else "global"
-        return Guarantee("output-metric", first.unit, rho, scope, assumptions, bits)
-    weakest = "none" if any(p.relation == "none" for p in parts) else "capacity"
-    return Guarantee(weakest, bits=bits, assumptions=assumptions if weakest == "capacity" else ())
+        return Guarantee("output-metric", first.unit, rho, assumptions=assumptions, bits=bits)
+    if any(p.relation == "none" for p in parts):
+        return Guarantee("none", bits=bits)
+    return Guarantee("capacity", bits=bits)

@@ -51,7 +51,7 @@ class CoverageNoise(Transform):
         return min(self.most, self.base * math.expm1(min(exponent, 700.0)))
 
     def rung(self, visited: int) -> int:
-        """Where on the ladder a client stands who has visited so many cells: 0 is no noise, `layout.RUNGS` is `most`."""
+        """Where on the ladder a client stands who has visited so many cells: from 0, no noise, to `layout.RUNGS`."""
         return int((self._thresholds <= visited).sum())
 
     @functools.cached_property
@@ -100,8 +100,9 @@ class CoverageNoise(Transform):
 class Orthogonal(Transform):
     """A secret orthogonal transform of the client's own, the same at all times; lengths and angles stay.
 
-    Each round flips signs and mixes the first 2**m entries by a Walsh-Hadamard transform, does the same with other signs
-    and the last 2**m, and permutes, all as the client's tag says. Who asks through two accounts gets answers that cannot be compared as they are.
+    Each round flips signs and mixes the first 2**m entries by a Walsh-Hadamard transform, does the same with other
+    signs and the last 2**m, and permutes, all as the client's tag says. Who asks through two accounts gets answers that
+    cannot be compared as they are.
 
     What it does not stop: the map from one account to another is linear, and as many shared questions as the embedding
     has entries give it away. A copy learnt within one account is as good as ever.
