@@ -227,6 +227,9 @@ def _unknown(path: str, key: str, known: Iterable[str]) -> ConfigError:
 def _value(value: Any, wanted: Any, path: str) -> Any:
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
+        inner = tuple(choice for choice in inner if choice is not types.NoneType)  # TOML has no way to say None
+        if len(inner) == 1:
+            return _value(value, inner[0], path)
         for choice in inner:
             try:
                 return _value(value, choice, path)

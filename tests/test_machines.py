@@ -18,7 +18,8 @@ import hashlib, sys
 import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
-from hardening.transforms import Clip, Gaussian, Laplace, Project, Round, TopK, Types
+from hardening.transforms import Clip, CoverageNoise, Gaussian, Laplace, Orthogonal, Project, Round, TopK, Types
+from hardening.kernels.layout import Job
 
 key = Key(1, sys.argv[1], bytes(range(32)))
 tiers = [
@@ -27,6 +28,8 @@ tiers = [
     ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
+    ("scalar", (Clip(low=-1.3, high=2.7), Types(n=7))),
+    ("embedding", (CoverageNoise(), Orthogonal(), Round(decimals=5))),
 ]
 digest = hashlib.sha256()
 for space, transforms in tiers:
@@ -40,7 +43,9 @@ for space, transforms in tiers:
             asked = {"x": x.astype("f4"), "half": x.astype("f2")}
             program = Program(Pipeline(space, transforms), width, key, "p", "m")
             question = Question(key, "m", asked, rows) if program.keyed_by_input else None
-            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question).run() == 0
+            task = Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question)
+            task.job[Job.COVERAGE] = 2000
+            assert task.run() == 0
             digest.update(scores.tobytes())
 print(digest.hexdigest())
 """

@@ -23,10 +23,12 @@ from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, 
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     Clip,
+    CoverageNoise,
     Gaussian,
     LabelOnly,
     Laplace,
     Noise,
+    Orthogonal,
     Project,
     ReverseSigmoid,
     Round,
@@ -99,9 +101,9 @@ def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key =
         context = transform.context()
         seen[context] = seen.get(context, -1) + 1
         secret = derive(key, "noise", "m", "p", seen[context], *context)
-        table = noise_table(op.law)
-        streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, width) for nonce in nonces]
-        yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)
+        table, n = noise_table(op.law), pipeline.columns.count(transform.of) if pipeline.space == "boxes" else width
+        streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, n)[:n] for nonce in nonces]
+        yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), n)
 
 
 def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np.float64]:
@@ -143,13 +145,17 @@ def test_kernel_equals_reference(name: str, cipher: str, width: int, seed: int, 
         ("logits", (Temperature(t=3.0), LabelOnly())),
         ("sigmoid", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), Round(decimals=1))),
         ("sigmoid", (LabelOnly(),)),
+        ("multilabel", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), TopK(k=4), Round(decimals=2))),
+        ("multilabel", (TopK(k=20), Types(n=7))),
+        ("multilabel", (TopK(k=1), LabelOnly())),
+        ("multilabel", (ReverseSigmoid(beta=0.01, gamma=0.2),)),
         ("scalar", (Laplace(scale=3.0), Round(decimals=0))),
         ("embedding", (Gaussian(sigma=0.02), Round(decimals=3))),
     ],
 )
 def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...], cipher: str) -> None:
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(6, 17)) * 4 if space != "sigmoid" else rng.random((6, 17))
+    x = rng.normal(size=(6, 17)) * 4 if space not in ("sigmoid", "multilabel") else rng.random((6, 17))
     nonces = rng.integers(0, 2**32, (6, 3), dtype=np.uint32)
     pipeline = Pipeline(space, transforms)
     status, out = run(pipeline, x, nonces, key=KEYS[cipher])
@@ -398,6 +404,19 @@ def test_cell_noise_gives_near_duplicates_nothing(cipher: str) -> None:
         ("scalar", (LabelOnly(),), "tier[0]"),
         ("labels", (Round(decimals=1),), "tier[0]"),
         ("embedding", (Project(),), "tier[0]"),
+        ("embedding", (Types(n=5),), "tier[0]"),
+        ("scalar", (Types(n=5),), "tier[0]"),
+        ("scalar", (Orthogonal(),), "tier[0]"),
+        ("simplex", (CoverageNoise(),), "tier[0]"),
+        ("sigmoid", (TopK(k=1),), "tier[0]"),
+        ("multilabel", (TopK(k=1, remainder="spread"),), "tier[0]"),
+        ("multilabel", (Gaussian(sigma=0.1),), "tier"),
+        ("boxes", (LabelOnly(),), "tier[0]"),
+        ("boxes", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("scalar", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("logits", (), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=17)), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=3), Gaussian(sigma=0.1)), "tier"),
     ],
 )
 def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Transform, ...], path: str) -> None:

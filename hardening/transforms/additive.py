@@ -79,6 +79,13 @@ class Noise(Transform):
     def _parameters(self, width: int | None) -> dict[str, float]:
         raise NotImplementedError
 
+    def _within(self, space: OutputSpace, width: int | None) -> Noise:
+        """This noise with the sensitivity that a declared range gives, if none is stated."""
+        span = space.high - space.low
+        if self.sensitivity is not None or width is None or space.kind not in ("scalar", "boxes") or span == math.inf:
+            return self
+        return replace(self, sensitivity=span * (math.sqrt(width) if self.law_kind == "gaussian" else width))
+
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         if before.relation in ("output-metric", "label"):
             return replace(before, bits=math.inf, keeps_top1=False)
@@ -94,7 +101,9 @@ class Noise(Transform):
             "the clean scores are those that the runtime returned",
         ]
         unit = "distinct input" if self.key == "input" else "answer"
-        return Guarantee("output-metric", unit, self._parameters(width), self.scope, tuple(assumptions))
+        return Guarantee(
+            "output-metric", unit, self._within(space, width)._parameters(width), self.scope, tuple(assumptions)
+        )
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         celled, personal = self.key == "cell", self.scope == "client"

@@ -12,10 +12,11 @@ from hardening.kernels.memory import gather, load, store
 
 
 def clip(job: int) -> None:
-    """Every entry to [p0, p1]."""
+    """Every entry to [p0, p1]; of those that meet there, the one that led before does still."""
     j = fields(job)
-    p = params_of(j)
-    clip_block(block_of(j), p[0], p[1])
+    b, p = block_of(j), params_of(j)
+    top_of(j, b)
+    clip_block(b, p[0], p[1])
 
 
 def check(job: int) -> None:
