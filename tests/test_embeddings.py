@@ -18,42 +18,50 @@ from hardening.config import KeySource, Output, Policy
 from hardening.kernels import layout
 from hardening.kernels.instructions.embedding import STRETCH
 from hardening.kernels.layout import Job
-from hardening.noise import Key, Law, derive, noise_table, reference_noise, reference_stream
+from hardening.noise import CIPHERS, Key, Law, derive, noise_table, reference_noise, reference_stream
 from hardening.pipeline import CELLS, Pipeline, Program, Task
 from hardening.transforms import CoverageNoise, Gaussian, Orthogonal, Round
 
-KEY = Key(1, "chacha20", bytes(range(32)))
+KEYS = {cipher: Key(1, cipher, bytes(range(32))) for cipher in CIPHERS}
+KEY = KEYS["chacha20"]
 TAG = np.array([1, 2, 3], np.uint32)
 
 
 def run(
-    transforms: tuple[Any, ...], x: NDArray[Any], nonces: Any = None, coverage: int = 0, tag: Any = TAG
+    transforms: tuple[Any, ...],
+    x: NDArray[Any],
+    nonces: Any = None,
+    coverage: int = 0,
+    tag: Any = TAG,
+    key: Key = KEY,
 ) -> NDArray[Any]:
     out = x.copy()
     if nonces is None:
         nonces = np.arange(3 * len(x), dtype=np.uint32).reshape(-1, 3)
-    task = Task(Program(Pipeline("embedding", transforms), x.shape[1], KEY, "e", "m"), out, len(out), nonces)
+    task = Task(Program(Pipeline("embedding", transforms), x.shape[1], key, "e", "m"), out, len(out), nonces)
     task.address_to(np.asarray(tag, np.uint32))
     task.job[Job.COVERAGE] = coverage
     assert task.run() == 0
     return out
 
 
-def secret(transform: Any) -> bytes:
-    return derive(KEY, "noise", "m", "e", 0, *transform.context())
+def secret(transform: Any, key: Key) -> bytes:
+    return derive(key, "noise", "m", "e", 0, *transform.context())
 
 
-def drawn(transform: CoverageNoise, nonces: NDArray[np.uint32], width: int, rung: int) -> Iterator[NDArray[np.int64]]:
+def drawn(
+    transform: CoverageNoise, nonces: NDArray[np.uint32], width: int, rung: int, key: Key
+) -> Iterator[NDArray[np.int64]]:
     ((_, _), (_, op), _) = Pipeline("embedding", (transform,)).lower()
     assert isinstance(op.law, Law)
-    table, counter = noise_table(op.law), rung << STRETCH
-    streams = (reference_stream(secret(transform), n.tobytes(), counter, width + 7)[:width] for n in nonces)
+    table, unit, own = noise_table(op.law), rung << STRETCH, secret(transform, key)
+    streams = (reference_stream(key.cipher, own, n.tobytes(), unit, width) for n in nonces)
     yield np.array([reference_noise(table, s) for s in streams]).reshape(len(nonces), width)
 
 
-def rotation(transform: Orthogonal, width: int, tag: Any = TAG) -> Iterator[NDArray[np.int64]]:
-    padded = (width + 7) // 8 * 8
-    words = reference_stream(secret(transform), np.asarray(tag, np.uint32).tobytes(), 0, padded * transform.rounds)
+def rotation(transform: Orthogonal, width: int, tag: Any, key: Key) -> Iterator[NDArray[np.int64]]:
+    padded, nonce = (width + 7) // 8 * 8, np.asarray(tag, np.uint32).tobytes()
+    words = reference_stream(key.cipher, secret(transform, key), nonce, 0, padded * transform.rounds)
     yield words.reshape(transform.rounds, padded)[:, :width].astype(np.int64)
 
 
@@ -82,17 +90,19 @@ def test_a_rung_is_the_highest_power_of_two_that_the_curve_allows(
     assert noise.rung(0) == 0
 
 
+@pytest.mark.parametrize("cipher", CIPHERS)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 90), st.integers(0, CELLS), st.integers(0, 2**32 - 1), st.sampled_from(["f4", "f8"]))
-def test_noise_equals_its_reference(width: int, visited: int, seed: int, dtype: str) -> None:
+def test_noise_equals_its_reference(cipher: str, width: int, visited: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)
     noise = CoverageNoise()
     x, nonces = rng.normal(size=(11, width)).astype(dtype), rng.integers(0, 2**32, (11, 3), dtype=np.uint32)
-    out = run((noise,), x, nonces, visited)
-    draws = drawn(noise, nonces, width, noise.rung(visited))
+    key = KEYS[cipher]
+    out = run((noise,), x, nonces, visited, key=key)
+    draws = drawn(noise, nonces, width, noise.rung(visited), key)
     expected = Pipeline("embedding", (noise,)).reference(x, draws, visited)
     assert np.array_equal(out, expected.astype(dtype))
-    assert np.array_equal(run((noise,), x[3:4], nonces[3:4], visited)[0], out[3])
+    assert np.array_equal(run((noise,), x[3:4], nonces[3:4], visited, key=key)[0], out[3])
     if noise.rung(visited) == 0:
         assert np.array_equal(out, x)
 
@@ -115,16 +125,18 @@ def test_noise_is_as_large_as_its_rung_and_of_its_own() -> None:
     assert len(seen) > 10
 
 
+@pytest.mark.parametrize("cipher", CIPHERS)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["f4", "f8"]))
-def test_rotation_equals_its_reference(width: int, rounds: int, seed: int, dtype: str) -> None:
+def test_rotation_equals_its_reference(cipher: str, width: int, rounds: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)
     turn, x = Orthogonal(rounds=rounds), rng.normal(size=(11, width)).astype(dtype)
     tag = rng.integers(0, 2**32, 3, dtype=np.uint32)
-    out = run((turn,), x, tag=tag)
-    expected = Pipeline("embedding", (turn,)).reference(x, rotation(turn, width, tag))
+    key = KEYS[cipher]
+    out = run((turn,), x, tag=tag, key=key)
+    expected = Pipeline("embedding", (turn,)).reference(x, rotation(turn, width, tag, key))
     assert np.array_equal(out, expected.astype(dtype))
-    assert np.array_equal(run((turn,), x[3:4], tag=tag)[0], out[3])
+    assert np.array_equal(run((turn,), x[3:4], tag=tag, key=key)[0], out[3])
     np.testing.assert_allclose(out @ out.T, x @ x.T, rtol=1e-4 if dtype == "f4" else 1e-12, atol=1e-3)
 
 
