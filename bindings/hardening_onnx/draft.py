@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from hardening.transforms.classes import INDEPENDENT
 from hardening_onnx.findings import Finding
 from hardening_onnx.graph import Graph, quoted
 from hardening_onnx.recognise import recognise
@@ -50,7 +51,7 @@ def plan(graph: Graph) -> Plan:
             of = _only_pair(out, labels)
         if of is None and out.found[name].root not in {out.found[n].root for n in scores}:
             out.opened[name] = None
-        elif of is None or out.found[of].kind not in ("simplex", "logits") or out.opened[of] is not None:
+        elif of is None or not _agree(out.found[of], out.found[name]) or out.opened[of] is not None:
             out.closed[name] = "it is derived from the same scores as another output and would contradict it"
         else:
             out.opened[of] = name
@@ -58,6 +59,11 @@ def plan(graph: Graph) -> Plan:
         if found.kind == "unknown":
             out.closed[name] = "not recognised"
     return out
+
+
+def _agree(scores: Finding, label: Finding) -> bool:
+    """Whether the label can be told from the released scores."""
+    return scores.kind in (INDEPENDENT if label.each else ("simplex", "logits"))
 
 
 def _only_pair(out: Plan, labels: list[str]) -> str | None:
@@ -104,10 +110,11 @@ def _section(out: Plan, name: str) -> list[str]:
     if found.columns:
         lines += ["# what the columns hold; labels are released as they are", _columns(found)]
     if label is not None:
+        which = "the class of the largest released score" if not out.found[label].each else "one from one half on"
         proved = "" if out.found[label].root == found.root else ", or so it seems: the graph does not prove it"
         lines += _remark(
-            f"The output {quoted(label)} holds the label of these scores{proved}. It is released too: the class of the "
-            "largest released score, even where the model itself decides otherwise, so that the two never disagree."
+            f"The output {quoted(label)} holds the label of these scores{proved}. It is released too: {which}, even "
+            "where the model itself decides otherwise, so that the two never disagree."
         )
         lines.append(f"label_output = {quoted(label)}")
         classes = classes_of(out, name)

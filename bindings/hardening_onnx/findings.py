@@ -30,6 +30,7 @@ class Finding:
         scale: typical size of an entry of an embedding, where the graph gives it.
         last: whether the scores of one row lie along the last axis.
         columns: what the columns of boxes hold.
+        each: whether labels are zeros and ones, one for each value from 0 to 1 that is at least one half.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Finding:
     scale: float | None = None
     last: bool = True
     columns: tuple[Column, ...] = ()
+    each: bool = False
 
 
 def class_names(attribute: dict[str, Any]) -> tuple[int | str, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from hardening.config import Output, Policy
 from hardening.errors import ConfigError
+from hardening.transforms.classes import INDEPENDENT
 from hardening.types import ModelReport
 from hardening_onnx.findings import Finding
-from hardening_onnx.graph import Value, quoted, read
+from hardening_onnx.graph import Shape, Value, quoted, read
 from hardening_onnx.recognise import recognise
 
 #: Declared and recognised spaces that differ and still work, with what would be better.
@@ -109,8 +110,14 @@ def _label_remarks(
     if value.holds not in ("integers", "strings"):
         yield True, f"{path}: {label!r} holds {value.holds}; labels are integers or strings"
         return
-    if not _one_for_each_row(value, scores):
-        yield True, f"{path}: {label!r} has shape {value.shape}; one label for each row of {scores.shape} is needed"
+    each = output.space in INDEPENDENT
+    if not (_fit(value.shape, scores.shape) if each else _one_for_each_row(value, scores)):
+        what = "value" if each else "row"
+        yield True, f"{path}: {label!r} has shape {value.shape}; one label for each {what} of {scores.shape} is needed"
+    if each:
+        if not (found[label].each and found[label].root == found[name].root):
+            yield False, f"{path}: the graph does not prove that {label!r} says which of {name!r} are at least one half"
+        return
     known = found[label].classes or found[name].classes
     yield from _class_remarks(f"outputs.{name}.classes", output.classes, known, value, scores)
     if found[label].root != found[name].root:
@@ -123,9 +130,16 @@ def _one_for_each_row(label: Value, scores: Value) -> bool:
     rest, rows = label.shape, scores.shape[:-1]
     if len(rest) == len(scores.shape) and rest[-1] == 1:
         rest = rest[:-1]
-    if len(rest) != len(rows):
-        return False
-    return all(a == b for a, b in zip(rest, rows, strict=True) if isinstance(a, int) and isinstance(b, int))
+    return _fit(rest, rows)
+
+
+def _fit(a: Shape | None, b: Shape | None) -> bool:
+    """Whether two shapes may be the same, as far as they are known."""
+    if a is None or b is None:
+        return True
+    return len(a) == len(b) and all(
+        x == y for x, y in zip(a, b, strict=True) if isinstance(x, int) and isinstance(y, int)
+    )
 
 
 def _class_remarks(

@@ -308,6 +308,17 @@ class Recogniser:
         scores = self.see(node.input[0], depth)
         return Finding("labels", "it ends in ArgMax", width=scores.width, root=scores.root)
 
+    def _at_half(self, node: Any, tensor: str, depth: int) -> Finding:
+        """Zeros and ones, as a value is below one half or not."""
+        found, bound = self.see(node.input[0], depth), attributes(node).get("threshold")
+        if node.op_type != "Binarizer":
+            constant = self.graph.constant(node.input[1])
+            bound = float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+        if found.kind != "sigmoid" or bound is None or abs(bound - 0.5) > 1e-6:
+            return Finding("unknown", f"no rule knows what {node.op_type} leaves", False)
+        why = f"it ends in {node.op_type} at one half: a 0 or 1 for each value"
+        return Finding("labels", why, width=found.width, root=found.root, each=True)
+
     def _array_feature_extractor(self, node: Any, tensor: str, depth: int) -> Finding:
         return self._picked(node, node.input[1], depth)
 
@@ -343,11 +354,14 @@ _RULES: dict[str, Callable[[Recogniser, Any, str, int], Finding]] = {
     "Add": Recogniser._add,
     "ArgMax": Recogniser._argmax,
     "ArrayFeatureExtractor": Recogniser._array_feature_extractor,
+    "Binarizer": Recogniser._at_half,
     "Clip": Recogniser._clip,
     "Concat": Recogniser._concat,
     "Div": Recogniser._div,
     "Exp": Recogniser._exp,
     "Gather": Recogniser._gather,
+    "Greater": Recogniser._at_half,
+    "GreaterOrEqual": Recogniser._at_half,
     "HardSigmoid": Recogniser._sigmoid,
     "LpNormalization": Recogniser._lp_normalization,
     "Mul": Recogniser._scaled,
