@@ -140,6 +140,10 @@ class Answer:
         assert key is not None
         self._nonces = np.zeros((self.rows, 3), np.uint32)
         inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
+        if self.rows > 1 and not any(a.ndim and len(a) == self.rows for a in inputs.values()):
+            raise InputError(
+                f"output {name!r} has {self.rows} rows and no input has: noise keyed on the input would be one for all"
+            )
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self._nonces, self._question
 

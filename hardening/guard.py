@@ -57,6 +57,14 @@ def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tup
     return tuple(layout) if size <= _MOST_BYTES else None
 
 
+def _rows(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> int:
+    """Rows that were asked: as many as the first output has, or one where all of it answers the one row there is."""
+    first = next(iter(outputs.values()), ())
+    rows = len(first) if np.ndim(first) else 1
+    asked = {len(array) for array in (inputs or {}).values() if np.ndim(array)}
+    return 1 if 1 in asked and rows not in asked else rows
+
+
 @contextlib.contextmanager
 def as_client(client: str) -> Iterator[None]:
     """Queries inside the block are asked by `client`, unless they name somebody else.
@@ -184,8 +192,7 @@ class Guard:
         Raises Denied, InputError, ReleaseError.
         """
         self.needs(tuple(outputs))
-        first = next(iter(outputs.values()), ())
-        rows = len(first) if np.ndim(first) else 1
+        rows = _rows(outputs, inputs)
         key = _layout(outputs, inputs)
         recent = self._recent
         kept = recent.find(key)

@@ -168,6 +168,9 @@ def test_who_sees_more_gets_more_noise(tmp_path: Path) -> None:
             guard.harden({"e": rows}, client="thief", inputs={"x": rows})
             for _ in range(4):
                 guard.harden(base[0], client="honest", inputs=base[1])
+        seen = guard.standing("honest").coverage
+        guard.harden(base[0], client="honest", inputs=base[1])
+        assert guard.standing("honest").coverage == seen <= 3 / CELLS, "the same vectors add nothing"
         assert guard.standing("thief").coverage > 0.5 > 0.01 > guard.standing("honest").coverage
         honest = guard.harden(base[0], client="honest", inputs=base[1])["e"]
         thief = guard.harden(base[0], client="thief", inputs=base[1])["e"]

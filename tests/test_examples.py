@@ -54,6 +54,7 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert explained["probabilities"]["normal"]["relation"] == "label"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
     assert explained["logits"]["normal"]["relation"] == "output-metric"
+    assert explained["detections"]["label"]["transforms"] == ["Types(n=40)", "LabelOnly() of the score"]
     for output in ("probabilities", "logits"):
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 

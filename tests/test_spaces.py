@@ -341,14 +341,14 @@ def test_the_boxes_of_one_image_may_be_of_any_number(tmp_path: Path) -> None:
     with guard(tmp_path, boxes=boxes, scores=scores) as g:
         for count in (0, 1, 7, 20):
             clean_ = {"boxes": rng.uniform(0, 640, (count, 4)).astype("f4"), "scores": rng.random(count).astype("f4")}
-            out = g.harden(clean_ | {}, client="a", inputs={"x": image})  # harden counts the rows of the first output
-            assert out["boxes"].shape == (count, 4)
+            out = g.harden(clean_, client="a", inputs={"x": image})
             decision = g.admit("b", 1)
             released = g.release(decision, {n: v.copy() for n, v in clean_.items()}, {"x": image})
             assert released["boxes"].shape == (count, 4)
+            assert np.array_equal(released["boxes"], out["boxes"])
             assert len(np.unique((released["boxes"] - clean_["boxes"])[:, 0])) == count, "noise of its own for each box"
             assert np.array_equal(released["scores"], np.rint(clean_["scores"] * 10).astype("f4") / np.float32(10))
-        assert g.standing("b").queries == 4
+        assert g.standing("a").queries == g.standing("b").queries == 4
         with pytest.raises(ReleaseError, match="2 rows were asked"):
             g.release(g.admit("b", 2), {"boxes": np.zeros((5, 4), "f4")}, {"x": np.zeros((2, 3), "f4")})
         with pytest.raises(ConfigError, match="boxes have 6 columns here, the policy names 4"):

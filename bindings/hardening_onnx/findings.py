@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.transforms.boxes import BOX
 from hardening.types import Column
 from hardening_onnx.graph import attributes
 
@@ -107,6 +108,19 @@ def _leaves_are_distributions(attribute: dict[str, Any], classes: int) -> bool:
     if classes == 2 and len(np.unique(ids)) == 1:  # one column; the runtime writes 1 - p and p
         return bool(most.sum() + base.sum() <= 1 + 1e-3)
     return bool(abs(most.sum() + base.sum() - 1) <= 1e-3 and abs(least.sum() + base.sum() - 1) <= 1e-3)
+
+
+def columns_of_boxes(parts: list[tuple[Finding, int | None]]) -> tuple[Column, ...]:
+    """What stands side by side, if it is four numbers without a meaning of their own, then scores and labels."""
+    (first, four), *rest = parts
+    if first.kind != "unknown" or four != 4 or "sigmoid" not in {found.kind for found, _ in rest}:
+        return ()
+    columns: list[Column] = [*BOX]
+    for found, width in rest:
+        if width is None or found.kind not in ("sigmoid", "labels"):
+            return ()
+        columns += ["score" if found.kind == "sigmoid" else "label"] * width
+    return tuple(columns)
 
 
 def regressor(node: Any) -> Finding:

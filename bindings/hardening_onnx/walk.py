@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hardening.transforms.boxes import BOX
-from hardening.types import Column
 from hardening_onnx import findings
 from hardening_onnx.findings import Finding
 from hardening_onnx.graph import Graph, attributes
@@ -285,24 +283,13 @@ class Recogniser:
                         return Finding("simplex", "it ends in Concat of 1 - p and p", width=2)
         shape, axis = self.graph.shape(tensor), attributes(node).get("axis")
         if axis == -1 or (shape is not None and axis == len(shape) - 1):
-            columns = self._columns_of_boxes([(self.see(part, depth), self.graph.width(part)) for part in node.input])
+            columns = findings.columns_of_boxes(
+                [(self.see(part, depth), self.graph.width(part)) for part in node.input]
+            )
             if columns:
                 why = "it ends in Concat of four numbers, scores from 0 to 1 and labels: boxes"
                 return Finding("boxes", why, False, len(columns), columns=columns)
         return Finding("unknown", "it ends in Concat: parts of different meaning stand side by side", False)
-
-    @staticmethod
-    def _columns_of_boxes(parts: list[tuple[Finding, int | None]]) -> tuple[Column, ...]:
-        """What stands side by side, if it is four numbers without a meaning of their own, then scores and labels."""
-        (first, four), *rest = parts
-        if first.kind != "unknown" or four != 4 or "sigmoid" not in {found.kind for found, _ in rest}:
-            return ()
-        columns: list[Column] = [*BOX]
-        for found, width in rest:
-            if width is None or found.kind not in ("sigmoid", "labels"):
-                return ()
-            columns += ["score" if found.kind == "sigmoid" else "label"] * width
-        return tuple(columns)
 
     def _argmax(self, node: Any, tensor: str, depth: int) -> Finding:
         scores = self.see(node.input[0], depth)

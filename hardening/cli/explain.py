@@ -31,7 +31,7 @@ def describe(pipeline: Pipeline, classes: int | None) -> dict[str, Any]:
     """What one tier does to one output, as plain data; bits are null when unknown."""
     promise = pipeline.guarantee(classes)
     return {
-        "transforms": [repr(t) for t in pipeline.transforms],
+        "transforms": [f"{t!r}{' of the score' if t.of == 'score' else ''}" for t in pipeline.transforms],
         "relation": promise.relation,
         "unit": promise.unit,
         "parameters": {k: v for k, v in promise.parameters.items() if math.isfinite(v)},
