@@ -283,10 +283,8 @@ class Recogniser:
                         return Finding("simplex", "it ends in Concat of 1 - p and p", width=2)
         shape, axis = self.graph.shape(tensor), attributes(node).get("axis")
         if axis == -1 or (shape is not None and axis == len(shape) - 1):
-            columns = findings.columns_of_boxes(
-                [(self.see(part, depth), self.graph.width(part)) for part in node.input]
-            )
-            if columns:
+            parts = [(self.see(part, depth), self.graph.width(part)) for part in node.input]
+            if columns := findings.columns_of_boxes(parts):
                 why = "it ends in Concat of four numbers, scores from 0 to 1 and labels: boxes"
                 return Finding("boxes", why, False, len(columns), columns=columns)
         return Finding("unknown", "it ends in Concat: parts of different meaning stand side by side", False)
