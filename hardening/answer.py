@@ -57,7 +57,8 @@ class Answer:
         programs: of the policy and model at hand.
         tier: which of the policy's tiers hardens.
         outputs: arrays by name, in the order in which they are wanted. They are hardened in place where the kernel can
-            (float32 or float64, contiguous, writable).
+            (float32 or float64, contiguous, writable). Those that are not released, but looked at, do not get into the
+            answer, and are overwritten once it is there.
         inputs: the arrays that were asked about, for noise keyed on them; read whenever `harden` runs.
         rows: how many rows were asked.
 
@@ -72,7 +73,9 @@ class Answer:
         inputs: Mapping[str, NDArray[Any]] | None,
         rows: int,
     ) -> None:
-        self.outputs, self.rows = outputs, rows
+        hidden = {other for name in programs.policy.outputs for other in programs.policy.unreleased(name)}
+        self._hidden = {n: v for n, v in outputs.items() if n in hidden}
+        self.outputs, self.rows = {n: v for n, v in outputs.items() if n not in hidden}, rows
         #: For each output: its task, and a job that says what to do and what the answer costs. An output that is
         #: released as it is has no task; its job holds the costs alone.
         self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
@@ -93,7 +96,7 @@ class Answer:
         self.only = self._only()
 
     def _only(self) -> NDArray[np.int64] | None:
-        if len(self.entries) != 1 or self._derived or self._maps or self._fresh:
+        if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
             return None
         _, task, job = self.entries[0]
         return job if task is None or (task.in_place and task.small and not task.program.personal) else None
@@ -116,11 +119,28 @@ class Answer:
             raise ReleaseError(name, None, "is not contiguous")
         program = self._programs.get(name, self._tier, width)
         nonces, question = self._nonces_for(name, program)
-        task = Task(program, vectors, self.rows, nonces, question)
+        task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
         promise = program.promise(value.dtype.itemsize)
         most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
         bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)
         self.entries.append((name, task, _priced(task.job, bits, rho, most.get(rules.space, 0.0))))
+
+    def _beside(self, name: str, program: Program, vectors: NDArray[Any], value: NDArray[Any]) -> NDArray[Any] | None:
+        """Scores of the unreleased output that the program looks at, in the shape of `vectors`. Raises ReleaseError."""
+        other = program.unreleased
+        if other is None:
+            return None
+        if other not in self._hidden:
+            raise ReleaseError(name, None, f"is perturbed by its surrogate {other!r}, which was not given")
+        found = self._hidden[other]
+        if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.dtype.itemsize > 8:
+            kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+            raise ReleaseError(name, None, f"needs float scores of its surrogate {other!r}, which holds {kind} values")
+        if found.shape != value.shape:
+            raise ReleaseError(
+                name, None, f"has shape {value.shape}, its surrogate {other!r} {found.shape}: they must be the same"
+            )
+        return found.reshape(vectors.shape)
 
     def _nonces_for(self, name: str, program: Program) -> tuple[NDArray[np.uint32], Question | None]:
         """Room for the nonces, shared by all outputs keyed on the input; the first of them has the kernel fill it."""
@@ -159,6 +179,7 @@ class Answer:
 
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
+        wipe(self._hidden.values())
         for _, task, _ in self.entries:
             if task is not None:
                 task.put_back()
@@ -170,11 +191,11 @@ class Answer:
 
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
-        wipe((*self.outputs.values(), *self._maps.values()))
+        wipe((*self.outputs.values(), *self._maps.values(), *self._hidden.values()))
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()
-        self.outputs = {}
+        self.outputs, self._hidden = {}, {}
 
 
 def wipe(values: Iterable[Any]) -> None:

@@ -189,10 +189,28 @@ class Policy:
                 if set(tiers) != set(output.tiers):
                     raise ConfigError(f"{path}.tiers", f"every output defines every tier: {', '.join(tiers)}")
 
+        self._check_surrogates()
+
+    def _check_surrogates(self) -> None:
+        labels = {o.label_output: name for name, o in self.outputs.items() if o.label_output}
+        for name, output in self.outputs.items():
+            for tier, transforms in output.tiers.items():
+                for i, transform in enumerate(transforms):
+                    path, other = f"outputs.{name}.tiers.{tier}[{i}].surrogate", transform.unreleased
+                    if other in self.outputs:
+                        raise ConfigError(path, f"{other!r} is released: whoever sees both could undo the perturbation")
+                    if other in labels:
+                        raise ConfigError(path, f"{other!r} holds the labels of {labels[other]!r}, and is released")
+
     @property
     def tiers(self) -> tuple[str, ...]:
         """Names of the tiers, the default first."""
         return next((tuple(o.tiers) for o in self.outputs.values() if o.tiers), ("normal",))
+
+    def unreleased(self, output: str) -> tuple[str, ...]:
+        """Model outputs that any tier looks at beside `output`, and that are not released."""
+        names = (t.unreleased for transforms in self.outputs[output].tiers.values() for t in transforms)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def pipeline(self, output: str, tier: str) -> Pipeline:
         """What `tier` does to `output`."""

@@ -109,6 +109,8 @@ class Guard:
         labels = {o.label_output: name for name, o in policy.outputs.items() if o.label_output}
         self.released = frozenset((*policy.outputs, *labels))
         self._scores_of = labels
+        #: Model outputs that are looked at and never released.
+        self.unreleased = frozenset(other for name in policy.outputs for other in policy.unreleased(name))
         self._pooling = False
         self._recent: Recent[_Kept] = Recent()
 
@@ -131,8 +133,9 @@ class Guard:
             if name not in self.released:
                 known = ", ".join(sorted(self.released)) or "none, the guard is closed"
                 raise InputError(f"output {name!r} is not released by the policy; released: {known}")
-        scores = (self._scores_of[n] for n in names if n in self._scores_of)
-        return tuple(dict.fromkeys((*names, *scores)))
+        scores = tuple(dict.fromkeys((*names, *(self._scores_of[n] for n in names if n in self._scores_of))))
+        beside = (other for n in scores if n in self.policy.outputs for other in self.policy.unreleased(n))
+        return tuple(dict.fromkeys((*scores, *beside)))
 
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far."""
@@ -189,9 +192,11 @@ class Guard:
     ) -> dict[str, Any]:
         """Admit and release in one: a dict of arrays in, a dict of hardened arrays out; the caller's are not touched.
 
+        Surrogates that the policy names are among the arrays that go in, and not among those that come out.
+
         Raises Denied, InputError, ReleaseError.
         """
-        self.needs(tuple(outputs))
+        self.needs(tuple(n for n in outputs if n not in self.unreleased))
         rows = _rows(outputs, inputs)
         key = _layout(outputs, inputs)
         recent = self._recent
@@ -227,7 +232,7 @@ class Guard:
             for name, array in asked.items():
                 array[...] = inputs[name]
         self.finish(decision, kept.answer)
-        answer = {name: array.copy() for name, array in own.items()}
+        answer = {name: array.copy() for name, array in kept.answer.outputs.items()}
         kept.free = True
         return answer
 

@@ -65,6 +65,16 @@ class Pipeline:
     def __post_init__(self) -> None:
         for part, end in self._ends().items():
             self._check_end(self._starts()[part], end)
+        names = [t.unreleased for t in self.transforms if t.unreleased is not None]
+        if len(set(names)) > 1:
+            raise ConfigError(
+                self.path, f"looks at {' and '.join(map(repr, sorted(set(names))))}: one surrogate a tier"
+            )
+
+    @property
+    def unreleased(self) -> str | None:
+        """The model output that it looks at beside the one it hardens, if any."""
+        return next((t.unreleased for t in self.transforms if t.unreleased is not None), None)
 
     def _starts(self) -> dict[str, OutputSpace]:
         """The space of a row; of detections, that of their coordinates and that of their scores."""
@@ -165,11 +175,18 @@ class Pipeline:
         return boxes.on_part(ops, self.columns, part) if self.space == "boxes" else ops
 
     def reference(
-        self, scores: NDArray[Any], draws: Iterator[NDArray[np.int64]] | None = None, coverage: int = 0
+        self,
+        scores: NDArray[Any],
+        draws: Iterator[NDArray[np.int64]] | None = None,
+        other: NDArray[Any] | None = None,
+        coverage: int = 0,
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
 
-        `draws` are those of the mechanisms, in order; `coverage` counts the cells that the client has visited.
+        Args:
+            draws: of the mechanisms, in order.
+            other: scores of the unreleased output, in the same shape.
+            coverage: cells that the client has visited.
         """
         rows = np.array(scores, np.float64)
         if rows.shape[1] == 0:
@@ -181,7 +198,8 @@ class Pipeline:
             rows = np.clip(rows, 0.0, 1.0)
             rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
         own = rows.argmax(axis=1)
-        state, given = State(rows, own, own, coverage), iter(()) if draws is None else draws
+        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64), coverage)
+        given = iter(()) if draws is None else draws
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             if self.space == "boxes":
                 state = boxes.reference(transform, state, space, given, self.columns)
@@ -198,6 +216,7 @@ class Program:
         keyed_by_input: whether it needs to know the question.
         fresh: whether it needs a nonce of the request.
         personal: whether it needs the client's tag.
+        unreleased: the model output that it looks at beside the one it hardens, if any.
     """
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
@@ -208,6 +227,7 @@ class Program:
         keyed: set[str | None] = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)
+        self.unreleased = pipeline.unreleased
         self.scratch = max((op.scratch for _, op in lowered), default=0)
         if self.fresh and self.keyed_by_input:
             raise ConfigError(pipeline.path, 'mixes key = "fresh" with key = "input": one nonce cannot serve both')
@@ -276,6 +296,7 @@ class Task:
         rows: input rows; `scores` has as many vectors for each.
         nonces: uint32 ``(rows, 3)``, one for each input row.
         question: where the kernel finds the inputs, if it is to compute the nonces.
+        other: floats in the shape of `scores`, of the output that the program looks at beside; copied.
     """
 
     def __init__(
@@ -285,6 +306,7 @@ class Task:
         rows: int,
         nonces: NDArray[np.uint32],
         question: Question | None = None,
+        other: NDArray[Any] | None = None,
     ) -> None:
         from hardening.kernels.job import SCRATCH_WORDS
         from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS
@@ -302,8 +324,12 @@ class Task:
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
         self._tag = np.zeros(3, np.uint32)
+        if program.unreleased is not None and (other is None or other.shape != scores.shape):
+            raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
+        self._other = np.empty(0) if other is None else other
+        beside = self._beside = np.empty(self._other.shape)
         self._alive = (words, row, nonces)
-        self._traces = (self._work, numbers, scratch, self.summary)
+        self._traces = (self._work, numbers, scratch, beside, self.summary)
         self.job = program.job()
         for place, value in (
             (Job.SCORES, self._work.ctypes.data),
@@ -319,6 +345,7 @@ class Task:
             (Job.NONCES, nonces.ctypes.data),
             (Job.SUMMARY, self.summary.ctypes.data),
             (Job.CLIENT, self._tag.ctypes.data),
+            (Job.OTHER, beside.ctypes.data),
         ):
             self.job[place] = value
         if question is not None:
@@ -330,9 +357,10 @@ class Task:
         self._tag[...] = tag
 
     def fetch(self) -> None:
-        """Copy the scores to where the kernel works, if it cannot work on them."""
+        """Copy the scores to where the kernel works, if it cannot work on them, and those of the other output."""
         if not self.in_place:
             self._work[...] = self._scores
+        self._beside[...] = self._other
 
     def put_back(self) -> None:
         """Copy the hardened scores back, if need be."""

@@ -43,7 +43,7 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert facts == {
         "valid": True,
         "outputs": [
-            *("probabilities", "logits", "tags", "age", "embedding", "detections"),
+            *("probabilities", "logits", "severity", "tags", "age", "embedding", "detections"),
             *("language", "model_version"),
         ],
         "tiers": ["normal", "deceptive", "suspect", "label"],
@@ -54,8 +54,10 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert explained["probabilities"]["normal"]["relation"] == "label"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
     assert explained["logits"]["normal"]["relation"] == "output-metric"
+    assert {t["relation"] for t in explained["severity"].values()} == {"none"}
+    assert [t["looks_at"] for t in explained["severity"].values()] == [None, "severity_copy", None, "severity_copy"]
     assert explained["detections"]["label"]["transforms"] == ["Types(n=40)", "LabelOnly() of the score"]
-    for output in ("probabilities", "logits"):
+    for output in ("probabilities", "logits", "severity"):
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 
 
@@ -66,6 +68,7 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     clean = {
         "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
         "logits": rng.normal(size=(5, 4)).astype("f4"),
+        "severity": rng.dirichlet(np.ones(4), 5),
         "tags": rng.random((5, 9)).astype("f4"),
         "age": rng.uniform(-5, 130, (5, 1)).astype("f4"),
         "embedding": rng.normal(size=(5, 32)).astype("f4"),
@@ -79,6 +82,8 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
             guard.harden(clean, inputs=inputs)
         assert guard.standing("alice").queries == 5
     assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
+    assert np.array_equal(released["severity"].argmax(1), clean["severity"].argmax(1))
+    np.testing.assert_allclose(np.abs(released["severity"] - clean["severity"]).sum(1), 0.5, atol=0.2)
     for name, units in (("probabilities", 100), ("logits", 10)):
         assert not np.array_equal(released[name], clean[name])
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)

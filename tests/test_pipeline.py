@@ -25,8 +25,12 @@ from hardening.transforms import (
     Clip,
     CoverageNoise,
     Gaussian,
+    Grad2,
     LabelOnly,
     Laplace,
+    Mad,
+    Misinformation,
+    Mld,
     Noise,
     Orthogonal,
     Project,
@@ -71,6 +75,11 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
     "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+    "mld": (Mld(l1=1.0),),
+    "mld-after-noise": (Gaussian(sigma=0.05), Project(keep_top1=True), Mld(l1=0.4)),
+    "mad": (Mad(l1=0.6, keep_top1=False),),
+    "grad2": (Grad2(l1=2.0),),
+    "misinformation": (Misinformation(tau=0.5, nu=20.0),),
 }
 
 

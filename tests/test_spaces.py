@@ -24,25 +24,16 @@ from tests.test_pipeline import KEY, draws
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 #: The shortest setting of every transform.
-SETTINGS: dict[str, Any] = {
-    "k": 1,
-    "n": 4,
-    "decimals": 1,
-    "low": -1.0,
-    "high": 1.0,
-    "t": 2.0,
-    "sigma": 0.1,
-    "scale": 0.1,
-}
+SETTINGS: dict[str, Any] = {"k": 1, "n": 4, "decimals": 1, "low": -1.0, "high": 1.0, "t": 2.0}
+SETTINGS |= {"sigma": 0.1, "scale": 0.1, "l1": 0.5, "tau": 0.5}
 WITH_SCORES = ("simplex", "sigmoid", "multilabel", "logits", "embedding", "scalar", "boxes")
 
 
 def example(kind: str) -> Transform:
-    fields = [f for f in dataclasses.fields(TRANSFORMS[kind]) if f.default is dataclasses.MISSING]
-    scale = SETTINGS | {f.name: SETTINGS.get(f.name) for f in fields}
+    fields = [f.name for f in dataclasses.fields(TRANSFORMS[kind]) if f.default is dataclasses.MISSING]
     try:
-        return TRANSFORMS[kind](**{f.name: scale[f.name] for f in fields})
-    except ValueError:  # its scale may be left out for a target
+        return TRANSFORMS[kind](**{name: SETTINGS[name] for name in fields})
+    except ValueError:  # noise whose scale may be left out, for a target
         return TRANSFORMS[kind](**{TRANSFORMS[kind].scale_name: 0.1})  # type: ignore[attr-defined]
 
 

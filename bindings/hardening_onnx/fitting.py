@@ -53,6 +53,7 @@ def check(policy: Policy, model: str | os.PathLike[str]) -> ModelReport:
             (problems if serious else warnings).append(sentence)
         for serious, sentence in _label_remarks(name, output, values, found, width):
             (problems if serious else warnings).append(sentence)
+        problems += _surrogate_problems(name, output, values, width)
     released = {*policy.outputs, *(o.label_output for o in policy.outputs.values())}
     closed = {n: _holds(f) for n, f in found.items() if n not in released}
     return ModelReport(tuple(problems), tuple(warnings), closed, widths)
@@ -69,6 +70,20 @@ def _width_problems(policy: Policy, name: str, width: int | None) -> Iterator[st
                 policy.pipeline(name, tier).check_width(width)
             except ConfigError as problem:
                 yield str(problem)
+
+
+def _surrogate_problems(name: str, output: Output, values: dict[str, Value], width: int | None) -> Iterator[str]:
+    for tier, transforms in output.tiers.items():
+        for i, transform in enumerate(transforms):
+            path, other = f"outputs.{name}.tiers.{tier}[{i}].surrogate", transform.unreleased
+            if other is None:
+                continue
+            if other not in values:
+                yield f"{path}: the model has no output {other!r}; it has {', '.join(map(quoted, values))}"
+            elif values[other].holds != "floats":
+                yield f"{path}: {other!r} holds {values[other].holds}; a surrogate's scores are floats"
+            elif width is not None and values[other].width not in (None, width):
+                yield f"{path}: rows of {other!r} have {values[other].width} entries, those of {name!r} {width}"
 
 
 def _space_remarks(name: str, output: Output, value: Value, found: Finding) -> Iterator[tuple[bool, str]]:

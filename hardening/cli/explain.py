@@ -39,6 +39,7 @@ def describe(pipeline: Pipeline, classes: int | None) -> dict[str, Any]:
         "assumptions": list(promise.assumptions),
         "bits_per_answer": promise.bits if math.isfinite(promise.bits) else None,
         "keeps_top1": promise.keeps_top1,
+        "looks_at": pipeline.unreleased,
         "program": [[op.call, *op.params] for _, op in pipeline.lower()],
     }
 
@@ -83,6 +84,8 @@ def _tell(policy: Policy, table: dict[str, dict[str, dict[str, Any]]]) -> None:
             bits = facts["bits_per_answer"]
             print(f"  {tier}")
             _line("does", f"{', '.join(facts['transforms']) or 'nothing: released as it is'}")
+            if facts["looks_at"]:
+                _line("looks at", f"{facts['looks_at']!r} as well, an output that is fetched and never released")
             _line("promises", f"{facts['relation']}, per {facts['unit']}: {_WORDS[facts['relation']]}")
             if facts["parameters"]:
                 _line("with", f"{', '.join(f'{k} = {v:.6g}' for k, v in facts['parameters'].items())}")

@@ -20,6 +20,12 @@ REMAINDER_FILL: Final = 3
 CELL_BITS: Final = 12
 #: Powers of two on the ladder of noise by coverage.
 RUNGS: Final = 16
+#: What a class costs in `instructions.perturbation`: the logarithm of its score, its score, that less a surrogate's, or
+#: what stands in the surrogate's place.
+COST_LOGARITHM: Final = 0
+COST_SCORE: Final = 1
+COST_DIFFERENCE: Final = 2
+COST_GIVEN: Final = 3
 
 #: Space flags of a program.
 SPACE_ANY: Final = 0
@@ -31,12 +37,14 @@ OK: Final = 0
 NOT_FINITE: Final = 1
 NOT_SIMPLEX: Final = 2
 OUT_OF_RANGE: Final = 3
+SURROGATE: Final = 4
 
 PROBLEMS: Final = {
     NOT_FINITE: "the model returned NaN or infinity",
     NOT_SIMPLEX: "the model returned scores outside the declared space (simplex: non-negative and summing to one; "
     "sigmoid, multilabel and scores of boxes: between zero and one)",
     OUT_OF_RANGE: "a score is too large for the noise grid; put a clip before the noise",
+    SURROGATE: "the surrogate returned NaN or infinity, or scores that are no distribution where one is needed",
 }
 
 

@@ -12,6 +12,7 @@ from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.embedding import CoverageNoise, Orthogonal
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
 
@@ -21,8 +22,12 @@ __all__ = [
     "CoverageNoise",
     "Draws",
     "Gaussian",
+    "Grad2",
     "LabelOnly",
     "Laplace",
+    "Mad",
+    "Misinformation",
+    "Mld",
     "Noise",
     "Op",
     "Orthogonal",
@@ -51,6 +56,10 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Laplace,
         Project,
         ReverseSigmoid,
+        Mld,
+        Mad,
+        Grad2,
+        Misinformation,
         CoverageNoise,
         Orthogonal,
     )

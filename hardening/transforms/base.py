@@ -52,12 +52,14 @@ class Op(NamedTuple):
 class State(NamedTuple):
     """What `reference` hands on: scores ``(rows, classes)`` float64, the model's own labels, the labels as of now.
 
-    `coverage` is the number of cells that the client has visited.
+    `other` are the scores of the unreleased output that a transform looks at, in the same shape; `coverage` is the
+    number of cells that the client has visited.
     """
 
     rows: Rows
     own: Labels
     top: Labels
+    other: Rows | None = None
     coverage: int = 0
 
 
@@ -73,6 +75,11 @@ class Transform:
     of: Literal["box", "score"] = field(default="box", kw_only=True, repr=False)
 
     kind: ClassVar[str] = ""
+
+    @property
+    def unreleased(self) -> str | None:
+        """The output of the model that this looks at beside the one it changes, if any; it is never released."""
+        return None
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
         """The space this transform leaves. Raises SpaceError if it does not accept `space`."""

@@ -126,6 +126,11 @@ class Types(Transform):
     Deterministic, stateless, the same on every replica. Each entry moves by less than 1/n; the top class by less than
     2/n where a tie would otherwise cost it its place. Where entries have bounds of their own (scalar, sigmoid,
     multilabel, boxes), each goes to the nearest of n + 1 values that divide what lies between the bounds evenly.
+
+    This is the only form of ModelGuard-S (Tang et al. 2024) on offer. Published, it answers with the first of the rows
+    released so far that is near enough, else with the row itself, which joins them: what is released depends on who
+    asked before and differs between replicas, the list grows without bound, a client can plant rows in it, and rows
+    that are near none leave unchanged. A grid that is fixed beforehand limits an answer's bits without any of that.
     """
 
     kind: ClassVar[str] = "types"
