@@ -100,7 +100,7 @@ def test_noise_equals_its_reference(cipher: str, width: int, visited: int, seed:
     key = KEYS[cipher]
     out = run((noise,), x, nonces, visited, key=key)
     draws = drawn(noise, nonces, width, noise.rung(visited), key)
-    expected = Pipeline("embedding", (noise,)).reference(x, draws, visited)
+    expected = Pipeline("embedding", (noise,)).reference(x, draws, coverage=visited)
     assert np.array_equal(out, expected.astype(dtype))
     assert np.array_equal(run((noise,), x[3:4], nonces[3:4], visited, key=key)[0], out[3])
     if noise.rung(visited) == 0:
