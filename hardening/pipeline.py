@@ -121,7 +121,7 @@ class Pipeline:
             )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if what the policy says makes no sense for rows of `width` entries."""
+        """Raise ConfigError if what the policy says makes no sense for rows of `width` entries, or fits none."""
         if self.space == "boxes" and width != len(self.columns):
             raise ConfigError(
                 self.path, f"boxes have {width} columns here, the policy names {len(self.columns)}: set columns"
@@ -137,6 +137,17 @@ class Pipeline:
                 transform.needs_width(self._width_of(transform.of, width))
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        self.at(width)
+
+    def at(self, width: int) -> Pipeline:
+        """The pipeline for rows of `width` entries, its noise fitted to them. Raises ConfigError."""
+        fitted = []
+        for i, transform in enumerate(self.transforms):
+            try:
+                fitted.append(transform.at(self._width_of(transform.of, width)))
+            except ValueError as problem:
+                raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
+        return replace(self, transforms=tuple(fitted))
 
     def _width_of(self, part: str, width: int) -> int:
         """Entries of one part of a row."""
@@ -161,7 +172,7 @@ class Pipeline:
         return replace(promise, bits=min(promise.bits, raw))
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
-        """Every instruction, with the transform it comes from."""
+        """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
         out = [(t, self._on_part(t.of, t.lower(s))) for t, s in zip(self.transforms, self.spaces(), strict=True)]
         if self.bounds is not None:
             limit = Clip(*self.bounds)
@@ -204,7 +215,7 @@ class Pipeline:
             if self.space == "boxes":
                 state = boxes.reference(transform, state, space, given, self.columns)
             else:
-                state = transform.reference(state, space, given)
+                state = transform.at(rows.shape[1]).reference(state, space, given)
         return state.rows
 
 
@@ -221,9 +232,10 @@ class Program:
 
     def __init__(self, pipeline: Pipeline, width: int, key: Key | None, output: str, model_digest: str) -> None:
         pipeline.check_width(width)
+        fitted = pipeline.at(width)
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
-        lowered = pipeline.lower()
+        lowered = fitted.lower()
         keyed: set[str | None] = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)

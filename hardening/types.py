@@ -137,7 +137,9 @@ class Guarantee:
     Attributes:
         relation: what is protected, see `Relation`.
         unit: what the parameters are counted in, in words.
-        parameters: named numbers, such as ``{"rho": 0.02}``; empty when nothing is promised.
+        parameters: named numbers; empty when nothing is promised. ``rho``, or ``epsilon`` with ``delta``: the privacy
+            loss between two sides of the relation that are ``sensitivity_l1``, ``_l2`` or ``_linf`` apart; ``tv``: how
+            far, in total variation, the answer's law is from the ideal one that a rho is about; ``sigma``, ``scale``.
         scope: ``client`` when every client has noise of its own, else ``global``.
         assumptions: sentences that must hold for the promise to hold.
         bits: most bits one row of the answer can carry; infinite when unknown.
@@ -151,3 +153,7 @@ class Guarantee:
     assumptions: tuple[str, ...] = ()
     bits: float = math.inf
     keeps_top1: bool = False
+
+    def __post_init__(self) -> None:
+        if self.relation in ("none", "capacity") and not {"epsilon", "delta", "rho"}.isdisjoint(self.parameters):
+            raise ValueError(f"a guarantee of relation {self.relation!r} has no privacy loss to state")

@@ -43,7 +43,7 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert facts == {
         "valid": True,
         "outputs": [
-            *("probabilities", "logits", "severity", "tags", "age", "embedding", "detections"),
+            *("probabilities", "logits", "severity", "price", "tags", "age", "embedding", "detections"),
             *("language", "model_version"),
         ],
         "tiers": ["normal", "deceptive", "suspect", "label"],
@@ -57,7 +57,13 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert {t["relation"] for t in explained["severity"].values()} == {"none"}
     assert [t["looks_at"] for t in explained["severity"].values()] == [None, "severity_copy", None, "severity_copy"]
     assert explained["detections"]["label"]["transforms"] == ["Types(n=40)", "LabelOnly() of the score"]
-    for output in ("probabilities", "logits", "severity"):
+    assert explained["price"]["suspect"]["conversion"] == {
+        "relation": "output-metric",
+        "unit": "answer",
+        "epsilon": 0.5,
+        "delta": 1e-6,
+    }
+    for output in ("probabilities", "logits", "severity", "price"):
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 
 
@@ -69,6 +75,7 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         "probabilities": rng.dirichlet(np.ones(4), 5).astype("f4"),
         "logits": rng.normal(size=(5, 4)).astype("f4"),
         "severity": rng.dirichlet(np.ones(4), 5),
+        "price": np.array([[3.0], [8.25], [0.0], [-1.0], [100.0]], "f4"),
         "tags": rng.random((5, 9)).astype("f4"),
         "age": rng.uniform(-5, 130, (5, 1)).astype("f4"),
         "embedding": rng.normal(size=(5, 32)).astype("f4"),
@@ -87,6 +94,8 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
     for name, units in (("probabilities", 100), ("logits", 10)):
         assert not np.array_equal(released[name], clean[name])
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
+    assert (released["price"] != clean["price"]).any()
+    assert np.abs(released["price"] - clean["price"]).max() < 20
     lengths = [np.linalg.norm(side["embedding"], axis=1) for side in (released, clean)]
     np.testing.assert_allclose(*lengths, rtol=1e-5)
     assert ((released["tags"] > 0).sum(1) <= 3).all()

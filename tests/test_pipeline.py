@@ -36,6 +36,7 @@ from hardening.transforms import (
     Project,
     ReverseSigmoid,
     Round,
+    Staircase,
     Temperature,
     TopK,
     Transform,
@@ -74,6 +75,10 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "gaussian": (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100)),
     "laplace": (Laplace(scale=0.1), Project(), Round(decimals=2)),
     "two": (Gaussian(sigma=0.05), Gaussian(sigma=0.05), Laplace(scale=0.05), Project()),
+    "staircase": (Staircase(scale=0.5, sensitivity=0.2), Project(keep_top1=True), Types(n=100)),
+    "fitted": (Gaussian(epsilon=2.0, delta=1e-6, sensitivity=0.05), Project()),
+    "finest": (Gaussian(sigma=0.05, grid=15), Project()),
+    "coarse": (Laplace(scale=0.1, grid=4), Project(), Types(n=20)),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
     "mld": (Mld(l1=1.0),),
     "mld-after-noise": (Gaussian(sigma=0.05), Project(keep_top1=True), Mld(l1=0.4)),
@@ -103,7 +108,7 @@ def run(
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[np.int64]]:
     """The noise that the kernel must have used, by the other implementation of its cipher and the table in numpy."""
     seen: dict[Any, int] = {}
-    for transform, op in pipeline.lower():
+    for transform, op in pipeline.at(width).lower():
         if op.law is None:
             continue
         assert isinstance(transform, Noise)
@@ -389,6 +394,38 @@ def test_noise_of_the_client_is_the_client_s_own(cipher: str) -> None:
     assert np.abs(one - alike).max() < 0.06
     shifted = nonces + np.array([1, 2, 3], np.uint32)  # the tag is added to the nonce, word by word
     assert np.array_equal(one - alike, run(Pipeline("scalar", (own,)), x, shifted, key=KEYS[cipher])[1])
+
+
+def test_every_parameter_that_shapes_noise_keys_it() -> None:
+    """Noise of one draw at two scales gives the clean score away: (s2 y1 - s1 y2) / (s2 - s1)."""
+    settings: list[Noise] = [
+        Gaussian(sigma=0.5),
+        Gaussian(sigma=0.25),
+        Gaussian(sigma=0.5, grid=7),
+        Gaussian(sigma=0.5, key="fresh"),
+        Gaussian(sigma=0.5, scope="client"),
+        Laplace(scale=0.5),
+        Staircase(scale=0.5, sensitivity=0.5),
+        Staircase(scale=0.5, sensitivity=0.6),
+        Staircase(scale=0.5, sensitivity=0.5, grid=3),
+        *(
+            Gaussian(epsilon=e, delta=d, sensitivity=1.0).at(k)
+            for e, d, k in ((1, 1e-6, 4), (2, 1e-6, 4), (1, 1e-7, 4))
+        ),
+        Gaussian(epsilon=1, delta=1e-6, sensitivity=1.0).at(1000),
+    ]
+    assert len({noise.context() for noise in settings}) == len(settings)
+    assert len({derive(KEY, "noise", *noise.context()) for noise in settings}) == len(settings)
+
+
+def test_noise_without_a_scale_has_no_law_before_it_has_a_width() -> None:
+    fitted = Gaussian(epsilon=1.0, delta=1e-6, sensitivity=0.1)
+    with pytest.raises(ValueError, match=r"sigma: depends on the width of the rows; fit it with at\(width\)"):
+        fitted.law  # noqa: B018
+    (op,) = fitted.lower(next(Pipeline("scalar", (fitted,)).spaces()))
+    assert (op.keyed, op.law, op.params) == ("input", None, ())
+    assert fitted.at(10).at(1000) == fitted.at(10)
+    assert fitted.at(0) == fitted.at(1)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)

@@ -6,12 +6,13 @@ and what it computes, in plain numpy (`reference`): the oracle of the compiled k
 
 from __future__ import annotations
 
-from hardening.transforms.additive import Gaussian, Laplace, Noise
+from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
 from hardening.transforms.classes import LabelOnly, TopK
 from hardening.transforms.deception import ReverseSigmoid
 from hardening.transforms.embedding import CoverageNoise, Orthogonal
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.laws import Gaussian, Laplace, Staircase
 from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
@@ -34,6 +35,7 @@ __all__ = [
     "Project",
     "ReverseSigmoid",
     "Round",
+    "Staircase",
     "State",
     "Temperature",
     "TopK",
@@ -54,6 +56,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Temperature,
         Gaussian,
         Laplace,
+        Staircase,
         Project,
         ReverseSigmoid,
         Mld,

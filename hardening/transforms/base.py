@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,9 @@ class Transform:
 
     kind: ClassVar[str] = ""
 
+    def __str__(self) -> str:
+        return f"{self!r} of the score" if self.of == "score" else repr(self)
+
     @property
     def unreleased(self) -> str | None:
         """The output of the model that this looks at beside the one it changes, if any; it is never released."""
@@ -100,6 +103,10 @@ class Transform:
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         """The same in plain numpy."""
         raise NotImplementedError
+
+    def at(self, width: int) -> Self:
+        """This transform for rows of `width` entries, with whatever is fitted to the width. Raises ValueError."""
+        return self
 
     def needs_width(self, width: int) -> None:
         """Raise ValueError if the parameters make no sense for rows of `width` entries."""

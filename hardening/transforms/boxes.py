@@ -33,7 +33,7 @@ def on_part(ops: tuple[Op, ...], columns: Sequence[Column], part: str) -> tuple[
 def reference(transform: Transform, state: State, space: OutputSpace, draws: Draws, columns: Sequence[Column]) -> State:
     """The same in plain numpy."""
     at, rows = places(columns, transform.of), state.rows.copy()
-    rows[:, at] = transform.reference(state._replace(rows=rows[:, at]), space, draws).rows
+    rows[:, at] = transform.at(len(at)).reference(state._replace(rows=rows[:, at]), space, draws).rows
     return state._replace(rows=rows)
 
 
@@ -46,8 +46,8 @@ def both(parts: Sequence[Guarantee], more_bits: float) -> Guarantee:
     if len(parts) == 1 and not more_bits:
         return replace(first, keeps_top1=False)
     if alike and all("rho" in p.parameters for p in parts):
-        rho = {"rho": math.fsum(p.parameters["rho"] for p in parts)}
-        return Guarantee("output-metric", first.unit, rho, assumptions=assumptions, bits=bits)
+        loss = {name: math.fsum(p.parameters.get(name, 0.0) for p in parts) for name in ("rho", "tv")}
+        return Guarantee("output-metric", first.unit, loss, assumptions=assumptions, bits=bits)
     if any(p.relation == "none" for p in parts):
         return Guarantee("none", bits=bits)
     return Guarantee("capacity", bits=bits)
