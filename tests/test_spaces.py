@@ -34,7 +34,7 @@ def example(kind: str) -> Transform:
     try:
         return TRANSFORMS[kind](**{name: SETTINGS[name] for name in fields})
     except ValueError:  # noise whose scale may be left out, for a target
-        return TRANSFORMS[kind](**{TRANSFORMS[kind].scale_name: 0.1})  # type: ignore[attr-defined]
+        return TRANSFORMS[kind](sensitivity=0.1, **{TRANSFORMS[kind].scale_name: 0.1})  # type: ignore[attr-defined, call-arg]
 
 
 def accepted(transform: Transform, kind: Any) -> str:

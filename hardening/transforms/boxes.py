@@ -47,7 +47,11 @@ def both(parts: Sequence[Guarantee], more_bits: float) -> Guarantee:
         return replace(first, keeps_top1=False)
     if alike and all("rho" in p.parameters for p in parts):
         loss = {name: math.fsum(p.parameters.get(name, 0.0) for p in parts) for name in ("rho", "tv")}
-        return Guarantee("output-metric", first.unit, loss, assumptions=assumptions, bits=bits)
+        distances = [{k: v for k, v in p.parameters.items() if k.startswith("sensitivity_")} for p in parts]
+        assumptions += tuple(
+            f"their scores differ by no more than {k} = {v:g}" for d in distances[1:] for k, v in d.items()
+        )
+        return Guarantee("output-metric", first.unit, loss | distances[0], assumptions=assumptions, bits=bits)
     if any(p.relation == "none" for p in parts):
         return Guarantee("none", bits=bits)
     return Guarantee("capacity", bits=bits)
