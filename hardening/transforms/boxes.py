@@ -25,6 +25,7 @@ def places(columns: Sequence[Column], part: str) -> NDArray[np.int64]:
 
 def on_part(ops: tuple[Op, ...], columns: Sequence[Column], part: str) -> tuple[Op, ...]:
     """Instructions for rows of a part's columns alone: these are taken out of the block and put back behind them."""
+    assert not any(op.scratch for op in ops), "that is where the block is set aside"
     at = places(columns, part)
     numbers = (float(len(at)), float(len(columns)))
     return (Op("boxes.take", numbers, at, scratch=ASIDE), *ops, Op("boxes.put", numbers, at))
