@@ -20,7 +20,8 @@ from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.kernels.layout import Job
 from hardening.transforms import (
-    Clip, CoverageNoise, Gaussian, Grad2, Laplace, Mad, Misinformation, Mld, Orthogonal, Project, Round, TopK, Types
+    Clip, CoverageNoise, DynaNoise, Gaussian, Grad2, Laplace, Mad, MemGuard, Misinformation, Mld, Orthogonal, Project,
+    RandomTarget, ReverseSigmoid, Round, Temperature, TopK, Types,
 )
 
 key = Key(1, sys.argv[1], bytes(range(32)))
@@ -28,6 +29,9 @@ tiers = [
     ("simplex", (Types(n=100),)),
     ("simplex", (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))),
     ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
+    ("simplex", (Temperature(t=3.0), ReverseSigmoid(beta=0.5, gamma=0.3, allow_flip=True))),
+    ("simplex", (RandomTarget(l1=0.5), MemGuard(l1=0.4))),
+    ("simplex", (DynaNoise(variance=0.3, gain=2.0, t=3.0),)),
     ("simplex", (Mld(l1=1.0),)),
     ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
     ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),

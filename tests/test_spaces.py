@@ -18,13 +18,24 @@ from hardening.config import KeySource, Output, Policy, parse_policy
 from hardening.errors import ConfigError, ReleaseError, SpaceError
 from hardening.kernels import layout
 from hardening.pipeline import Pipeline, Program, Task, declared_space
-from hardening.transforms import TRANSFORMS, Clip, Gaussian, LabelOnly, Laplace, Round, TopK, Transform, Types
+from hardening.transforms import (
+    TRANSFORMS,
+    Clip,
+    Gaussian,
+    LabelOnly,
+    Laplace,
+    ReverseSigmoid,
+    Round,
+    TopK,
+    Transform,
+    Types,
+)
 from hardening.types import Column
 from tests.test_pipeline import KEY, draws
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 #: The shortest setting of every transform.
-SETTINGS: dict[str, Any] = {"k": 1, "n": 4, "decimals": 1, "low": -1.0, "high": 1.0, "t": 2.0}
+SETTINGS: dict[str, Any] = {"k": 1, "n": 4, "decimals": 1, "low": 0.1, "high": 1.0, "t": 2.0}
 SETTINGS |= {"sigma": 0.1, "scale": 0.1, "l1": 0.5, "tau": 0.5}
 WITH_SCORES = ("simplex", "sigmoid", "multilabel", "logits", "embedding", "scalar", "boxes")
 
@@ -121,6 +132,15 @@ def test_kernel_equals_reference(name: str, width: int, seed: int, dtype: str) -
         assert np.array_equal(out, expected)
     for i in (0, 9):
         assert np.array_equal(run(pipe, x[i : i + 1], nonces[i : i + 1])[1][0], out[i])
+
+
+def test_deception_of_independent_labels_equals_its_reference() -> None:
+    deceive, x = ReverseSigmoid(beta=0.2, gamma=0.2, allow_flip=True), clean("multilabel", 11, 17, 0)
+    pipe = Pipeline("multilabel", (deceive,))
+    status, out = run(pipe, x)
+    assert status == 0
+    np.testing.assert_allclose(out, pipe.reference(x), rtol=1e-9)
+    assert 0 <= out.min() < out.max() <= 1
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hardening.kernels import layout
 from hardening.kernels.blocks import clip as clip_block
 from hardening.kernels.blocks import divide, exact_sum, extremes, place
+from hardening.kernels.elementary import power
 from hardening.kernels.job import block_of, fields, params_of, report, top_of
-from hardening.kernels.lanes import WIDTH, fill, where
+from hardening.kernels.lanes import fill, where
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, store
 
@@ -43,6 +44,6 @@ def temper_simplex(job: int) -> None:
     j = fields(job)
     b, t = block_of(j), params_of(j)[0]
     divide(b, gather(b.w, place(b, top_of(j, b))))
-    for k in range(WIDTH * b.m):
-        b.w[k] = b.w[k] ** (1.0 / t)
+    for i in range(b.m):
+        store(b.w, i, power(load(b.w, i), 1.0 / t))
     divide(b, exact_sum(b, b.w))
