@@ -183,7 +183,7 @@ class Policy:
             for tier in output.tiers:
                 pipeline = self.pipeline(name, tier)
                 if self.key is None and any(op.keyed for _, op in pipeline.lower()):
-                    raise ConfigError("key", f"missing: the noise in {pipeline.path} is keyed, add [key] with a source")
+                    raise ConfigError("key", f"missing: what {pipeline.path} draws is keyed, add [key] with a source")
             if output.tiers:
                 tiers = tiers or tuple(output.tiers)
                 if set(tiers) != set(output.tiers):

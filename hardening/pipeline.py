@@ -173,6 +173,10 @@ class Pipeline:
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
         """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
+        return tuple((transform, op) for transform, ops in self._steps() for op in ops)
+
+    def _steps(self) -> list[tuple[Transform, tuple[Op, ...]]]:
+        """The instructions of every transform, and before them of what the output declares."""
         out = [(t, self._on_part(t.of, t.lower(s))) for t, s in zip(self.transforms, self.spaces(), strict=True)]
         if self.bounds is not None:
             limit = Clip(*self.bounds)
@@ -180,15 +184,27 @@ class Pipeline:
         if self.space == "boxes" and "score" in self.columns:
             within = (Op("scores.check", (0.0, 1.0)),)
             out.insert(0, (Clip(0.0, 1.0, of="score"), self._on_part("score", within)))
-        return tuple((transform, op) for transform, ops in out for op in ops)
+        return out
 
     def _on_part(self, part: str, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         return boxes.on_part(ops, self.columns, part) if self.space == "boxes" else ops
 
+    def contexts(self) -> Iterator[tuple[str | int | float, ...]]:
+        """For every instruction of `lower` what keys its draws: every parameter that shapes them, and all that is done
+        before. So two tiers share a draw only where it is applied to the same scores in the same way; otherwise the
+        draw would cancel out between them.
+        """
+        before: list[str] = []
+        for transform, ops in self._steps():
+            part = (transform.of,) if self.space == "boxes" else ()
+            for op in ops:
+                yield (*transform.context(), *part, *before) if op.keyed else ()
+            before.append(" ".join((repr(transform), *part)))
+
     def reference(
         self,
         scores: NDArray[Any],
-        draws: Iterator[NDArray[np.int64]] | None = None,
+        draws: Iterator[NDArray[Any]] | None = None,
         other: NDArray[Any] | None = None,
         coverage: int = 0,
     ) -> NDArray[np.float64]:
@@ -246,8 +262,7 @@ class Program:
         steps = np.zeros((len(lowered), layout.STEP), np.int64)
         params = np.zeros((len(lowered), layout.PARAMETERS))
         self._alive: list[Any] = [steps, params]
-        seen: dict[tuple[Any, ...], int] = {}
-        for step, row, (transform, op) in zip(steps, params, lowered, strict=True):
+        for step, row, (transform, op), context in zip(steps, params, lowered, fitted.contexts(), strict=True):
             row[: len(op.params)] = op.params
             call, data = op.call, op.data
             if op.law is not None:
@@ -255,12 +270,8 @@ class Program:
                 row[2:4], data = (table.bits, table.offset), packed(table)
             if op.keyed is not None:
                 if key is None:
-                    raise ConfigError(
-                        "key", f"{transform.kind} noise needs a key: add [key] with a source to the policy"
-                    )
-                context = transform.context()
-                seen[context] = seen.get(context, -1) + 1
-                secret = derive(key, "noise", model_digest, output, seen[context], *context)
+                    raise ConfigError("key", f"{transform.kind} draws by a key: add [key] with a source to the policy")
+                secret = derive(key, "noise", model_digest, output, *context)
                 step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
                 call = f"{call}_{key.cipher.replace('-', '_')}"
             step[Step.FUNCTION] = kernels.address(call)
@@ -334,7 +345,7 @@ class Task:
         scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
-        row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
+        row = np.empty(whole_words(width), np.uint64)
         self._tag = np.zeros(3, np.uint32)
         if program.unreleased is not None and (other is None or other.shape != scores.shape):
             raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
@@ -419,12 +430,12 @@ class Question:
             by_row = array.ndim > 0 and len(array) == rows
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
-            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 7) // 8))
+            table.append((array.ctypes.data, size, size if by_row else 0, kind))
             each = by_row or array.shape[:1] == (1,)
             layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
-        self.words = whole_words(int(self.table[:, 4].sum()))
+        self.words = sum(whole_words((size + 7) // 8) for size in self.table[:, 1].tolist())
         self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
@@ -440,7 +451,7 @@ def whole_words(count: int) -> int:
     """64-bit words that the row hash takes for `count` of them."""
     from hardening.kernels.tag import STRIDE
 
-    return max(1, (count + STRIDE - 1) // STRIDE) * STRIDE
+    return (count + STRIDE - 1) // STRIDE * STRIDE
 
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:

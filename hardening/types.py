@@ -30,6 +30,7 @@ class OutputSpace:
         low, high: bounds of every entry, declared or established by a ``clip``, or infinities.
         support: most entries that can differ from zero, or on logits from a constant, if a ``top_k`` has limited them.
         units: if set, every entry is a multiple of 1/units.
+        relabelled: whether another label may stand in for the model's own; what keeps the top class keeps that one.
     """
 
     kind: SpaceKind
@@ -38,6 +39,7 @@ class OutputSpace:
     high: float = math.inf
     support: int | None = None
     units: int | None = None
+    relabelled: bool = False
 
 
 class Standing(NamedTuple):
@@ -125,9 +127,10 @@ class Sink(Protocol):
 
 
 #: capacity: bits an answer can carry. output-metric: models whose clean outputs are close are hard to tell apart.
-#: label: output-metric, but only among models that agree on the label. shard: one training record, for ensembles on
+#: label: output-metric, but only among models that agree on the label. label-rr: the label is drawn, and any two
+#: models, however they differ, give it with nearly the same chances. shard: one training record, for ensembles on
 #: disjoint shards. none: deception or nothing.
-Relation = Literal["capacity", "output-metric", "shard", "label", "none"]
+Relation = Literal["capacity", "output-metric", "shard", "label", "label-rr", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def run(
 
 
 def secret(transform: Any, key: Key) -> bytes:
-    return derive(key, "noise", "m", "e", 0, *transform.context())
+    return derive(key, "noise", "m", "e", *transform.context())
 
 
 def drawn(

@@ -46,16 +46,20 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
             *("probabilities", "logits", "severity", "price", "tags", "age", "embedding", "detections"),
             *("language", "model_version"),
         ],
-        "tiers": ["normal", "deceptive", "suspect", "label"],
+        "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
         "warnings": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
     assert explained["probabilities"]["normal"]["relation"] == "label"
+    assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
     assert explained["logits"]["normal"]["relation"] == "output-metric"
     assert {t["relation"] for t in explained["severity"].values()} == {"none"}
-    assert [t["looks_at"] for t in explained["severity"].values()] == [None, "severity_copy", None, "severity_copy"]
+    assert [t["looks_at"] for t in explained["severity"].values()] == [
+        *(None, None, None, "severity_copy"),
+        *(None, "severity_copy"),
+    ]
     assert explained["detections"]["label"]["transforms"] == ["Types(n=40)", "LabelOnly() of the score"]
     assert explained["price"]["suspect"]["conversion"] == {
         "relation": "output-metric",

@@ -19,10 +19,7 @@ import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.kernels.layout import Job
-from hardening.transforms import (
-    Clip, CoverageNoise, DynaNoise, Gaussian, Grad2, Laplace, Mad, MemGuard, Misinformation, Mld, Orthogonal, Project,
-    RandomTarget, ReverseSigmoid, Round, Temperature, TopK, Types,
-)
+from hardening.transforms import *
 
 key = Key(1, sys.argv[1], bytes(range(32)))
 tiers = [
@@ -36,6 +33,10 @@ tiers = [
     ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
     ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
+    ("simplex", (Exponential(epsilon=12.0),)),
+    ("simplex", (Canary(rate=0.5), PermuteAndFlip(epsilon=12.0, key="cell"))),
+    ("logits", (Canary(rate=0.5), KRandomisedResponse(epsilon=2.0))),
+    ("logits", (Clip(low=-5.0, high=5.0), BoundaryRandomisedResponse(epsilon=1.0, margin=1.0))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
     ("scalar", (Clip(low=-1.3, high=2.7), Types(n=7))),
     ("embedding", (CoverageNoise(), Orthogonal(), Round(decimals=5))),

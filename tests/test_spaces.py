@@ -36,7 +36,7 @@ from tests.test_pipeline import KEY, draws
 README = (Path(__file__).parent.parent / "README.md").read_text()
 #: The shortest setting of every transform.
 SETTINGS: dict[str, Any] = {"k": 1, "n": 4, "decimals": 1, "low": 0.1, "high": 1.0, "t": 2.0}
-SETTINGS |= {"sigma": 0.1, "scale": 0.1, "l1": 0.5, "tau": 0.5}
+SETTINGS |= {"sigma": 0.1, "scale": 0.1, "l1": 0.5, "tau": 0.5, "epsilon": 1.0, "margin": 0.1, "rate": 0.1}
 WITH_SCORES = ("simplex", "sigmoid", "multilabel", "logits", "embedding", "scalar", "boxes")
 
 

@@ -88,7 +88,7 @@ class Job(IntEnum):
     ROW = 18  # uint64 scratch for one canonical row
     NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
     SUMMARY = 20  # float64 (3, VECTORS rounded up to eights), filled in
-    INPUT_TABLE = 21  # int64 (INPUTS, 5)
+    INPUT_TABLE = 21  # int64 (INPUTS, 4)
     INPUTS = 22
     TAG_KEY = 23  # uint64, key of the hash of input rows
     ROW_WORDS = 24

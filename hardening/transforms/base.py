@@ -63,8 +63,9 @@ class State(NamedTuple):
     coverage: int = 0
 
 
-#: Integer noise, one ``(rows, classes)`` array per mechanism in the order of the pipeline.
-Draws = Iterator[NDArray[np.int64]]
+#: What is drawn, one array per mechanism in the order of the pipeline: integer noise ``(rows, classes)``, or the first
+#: 64-bit words of each row's keystream, uint64 ``(rows, words)``.
+Draws = Iterator[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,18 @@ def require_on_simplex(space: OutputSpace) -> None:
 def bounded(space: OutputSpace) -> None:
     if not math.isfinite(space.high - space.low):
         raise SpaceError("needs bounds here: declare the range of the output, or put a clip before it")
+
+
+#: What every keyed draw takes for granted.
+SECRECY = "the key stays secret, and without it its cipher, AES-128 or ChaCha20, cannot be told from chance"
+
+
+def check_key(key: str, scope: str) -> None:
+    """Raise ValueError for what neither noise nor a drawn label can be keyed on."""
+    if key not in ("input", "cell", "fresh"):
+        raise ValueError(f"key: must be 'input', 'cell' or 'fresh', not {key!r}")
+    if scope not in ("global", "client"):
+        raise ValueError(f"scope: must be 'global' or 'client', not {scope!r}")
 
 
 def no_labels(space: OutputSpace) -> None:

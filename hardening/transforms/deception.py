@@ -25,7 +25,7 @@ from hardening.types import Guarantee, OutputSpace
 
 def no_promise(before: Guarantee, keeps_top1: bool) -> Guarantee:
     """What is left after a deception: nothing, unless noise came before, whose promise nothing later can break."""
-    if before.relation in ("output-metric", "label"):
+    if before.relation in ("output-metric", "label", "label-rr"):
         return replace(before, keeps_top1=keeps_top1)
     return replace(before, relation="none", parameters={}, keeps_top1=keeps_top1)
 
