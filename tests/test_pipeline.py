@@ -401,11 +401,11 @@ def test_same_question_same_noise_and_nothing_else_shares_it(cipher: str) -> Non
 def test_a_draw_is_not_shared_where_it_would_cancel_out() -> None:
     """The same noise on scores and on their halves would give the scores away: twice the difference."""
     x, nonce = np.array([[3.0, -1.0, 0.5]]), np.array([[1, 2, 3]], np.uint32)
-    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),)), x, nonce)[1]
-    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5))), x, nonce)[1]
+    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),), dense=True), x, nonce)[1]
+    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5)), dense=True), x, nonce)[1]
     assert np.abs(2 * (plain - halved) - x).max() > 0.1
     # What comes after is a function of the noisy scores, which are therefore the same.
-    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1))), x, nonce)[1]
+    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1)), dense=True), x, nonce)[1]
     assert np.array_equal(rounded, np.rint(plain * 10) / 10)
 
 
