@@ -295,6 +295,12 @@ def _butterfly(distance: int) -> Any:
 butterfly_1, butterfly_2, butterfly_4 = map(_butterfly, (1, 2, 4))
 
 
+@define(types.int64, types.uint64)
+def count_bits(b: ir.IRBuilder, x: Any) -> Any:
+    """Number of bits that are set."""
+    return call("llvm.ctpop.i64", b, x)
+
+
 @define(types.int64, MASK)
 def bits_of(b: ir.IRBuilder, mask: Any) -> Any:
     """The mask as a number; lane 0 is the lowest bit."""
