@@ -19,6 +19,7 @@ from hardening.kernels import layout
 from hardening.kernels.layout import Job
 from hardening.noise import Key, derive
 from hardening.pipeline import Program, Question, Task
+from hardening.transforms.classes import INDEPENDENT
 
 
 class Programs:
@@ -65,7 +66,8 @@ class Answer:
         programs: of the policy and model at hand.
         tier: which of the policy's tiers hardens.
         outputs: arrays by name, in the order in which they are wanted. They are hardened in place where the kernel can
-            (float32 or float64, contiguous, writable).
+            (float32 or float64, contiguous, writable). Those that are not released, but looked at, do not get into the
+            answer, and are overwritten once it is there.
         inputs: the arrays that were asked about, for noise keyed on them; read whenever `harden` runs.
         rows: how many rows were asked.
 
@@ -80,7 +82,9 @@ class Answer:
         inputs: Mapping[str, NDArray[Any]] | None,
         rows: int,
     ) -> None:
-        self.outputs, self.rows = outputs, rows
+        hidden = {other for name in programs.policy.outputs for other in programs.policy.unreleased(name)}
+        self._hidden = {n: v for n, v in outputs.items() if n in hidden}
+        self.outputs, self.rows = {n: v for n, v in outputs.items() if n not in hidden}, rows
         #: uint8 ``(rows,)``: 1 where a question is nearly one that was asked before, if somebody found out.
         self.nearly = np.zeros(rows, np.uint8)
         #: For each output: its task, and a job that says what to do and what the answer costs. An output that is
@@ -103,7 +107,7 @@ class Answer:
         self.only = self._only()
 
     def _only(self) -> NDArray[np.int64] | None:
-        if len(self.entries) != 1 or self._derived or self._maps or self._fresh:
+        if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
             return None
         _, task, job = self.entries[0]
         return job if task is None or (task.in_place and task.small and not task.program.personal) else None
@@ -117,7 +121,8 @@ class Answer:
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.dtype.itemsize > 8:
             kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
             raise ReleaseError(name, None, f"has {kind} values where the policy expects float scores ({rules.space})")
-        if value.ndim == 0 or len(value) != self.rows:
+        # All of an answer belongs to the one row that was asked, such as the boxes of one image.
+        if value.ndim == 0 or (len(value) != self.rows and self.rows != 1):
             raise ReleaseError(name, None, f"has shape {value.shape}, but {self.rows} rows were asked")
         width = value.shape[-1] if value.ndim > 1 else 1
         vectors = value.reshape(math.prod(value.shape[:-1]) if value.ndim > 1 else len(value), width)
@@ -125,12 +130,29 @@ class Answer:
             raise ReleaseError(name, None, "is not contiguous")
         program = self._programs.get(name, self._tier, width)
         nonces, question = self._nonces_for(name, program)
-        task = Task(program, vectors, self.rows, nonces, question)
+        task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
         task.job[Job.DUPLICATES] = self.nearly.ctypes.data
         promise = program.promise(value.dtype.itemsize)
-        most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
+        most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
         bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)
         self.entries.append((name, task, _priced(task.job, bits, rho, most.get(rules.space, 0.0))))
+
+    def _beside(self, name: str, program: Program, vectors: NDArray[Any], value: NDArray[Any]) -> NDArray[Any] | None:
+        """Scores of the unreleased output that the program looks at, in the shape of `vectors`. Raises ReleaseError."""
+        other = program.unreleased
+        if other is None:
+            return None
+        if other not in self._hidden:
+            raise ReleaseError(name, None, f"is perturbed by its surrogate {other!r}, which was not given")
+        found = self._hidden[other]
+        if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.dtype.itemsize > 8:
+            kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+            raise ReleaseError(name, None, f"needs float scores of its surrogate {other!r}, which holds {kind} values")
+        if found.shape != value.shape:
+            raise ReleaseError(
+                name, None, f"has shape {value.shape}, its surrogate {other!r} {found.shape}: they must be the same"
+            )
+        return found.reshape(vectors.shape)
 
     def _nonces_for(self, name: str, program: Program) -> tuple[NDArray[np.uint32], Question | None]:
         """Room for the nonces, shared by all outputs keyed on the input; the first of them has the kernel fill it."""
@@ -150,6 +172,10 @@ class Answer:
         assert key is not None
         self._nonces = np.zeros((self.rows, 3), np.uint32)
         inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
+        if self.rows > 1 and not any(a.ndim and len(a) == self.rows for a in inputs.values()):
+            raise InputError(
+                f"output {name!r} has {self.rows} rows and no input has: noise keyed on the input would be one for all"
+            )
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self._nonces, self._question
 
@@ -165,6 +191,7 @@ class Answer:
 
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
+        wipe(self._hidden.values())
         for _, task, _ in self.entries:
             if task is not None:
                 task.put_back()
@@ -176,11 +203,11 @@ class Answer:
 
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
-        wipe((*self.outputs.values(), *self._maps.values()))
+        wipe((*self.outputs.values(), *self._maps.values(), *self._hidden.values()))
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()
-        self.outputs = {}
+        self.outputs, self._hidden = {}, {}
 
 
 def wipe(values: Iterable[Any]) -> None:
@@ -249,8 +276,10 @@ def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:
 
 
 def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> NDArray[Any]:
-    """The arg-max of the released scores, in the shape and dtype of the model's own labels; in place if it can be."""
+    """The labels that released scores say, in the shape and dtype of the model's own labels; in place if it can be."""
     raw: NDArray[Any] = np.asarray(given)
+    if rules.space in INDEPENDENT:
+        return _yes_or_no(name, label, raw, released)
     classes: Any = rules.classes
     if isinstance(released, list):
         classes = classes or (tuple(released[0]) if released else ())
@@ -268,7 +297,18 @@ def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> 
         values = np.array(list(classes), object if raw.dtype.kind in "OSU" else raw.dtype)
     except (ValueError, TypeError, OverflowError):
         raise ReleaseError(label, None, f"holds {raw.dtype} labels, which outputs.{name}.classes are not") from None
-    answer = np.asarray(values[chosen].reshape(raw.shape))
+    return _in_place(raw, np.asarray(values[chosen].reshape(raw.shape)))
+
+
+def _yes_or_no(name: str, label: str, raw: NDArray[Any], released: Any) -> NDArray[Any]:
+    """One for every released value of at least one half."""
+    scores = np.array([list(m.values()) for m in released]) if isinstance(released, list) else released
+    if raw.dtype.kind not in "biuf" or raw.size != scores.size:
+        raise ReleaseError(label, None, f"holds {raw.dtype} in shape {raw.shape}: a 0 or 1 for each {name!r} is needed")
+    return _in_place(raw, (scores >= 0.5).reshape(raw.shape).astype(raw.dtype))
+
+
+def _in_place(raw: NDArray[Any], answer: NDArray[Any]) -> NDArray[Any]:
     if raw.flags.writeable and raw.dtype == answer.dtype:
         raw[...] = answer
         return raw

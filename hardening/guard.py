@@ -57,6 +57,14 @@ def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tup
     return tuple(layout) if size <= _MOST_BYTES else None
 
 
+def _rows(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> int:
+    """Rows that were asked: as many as the first output has, or one where all of it answers the one row there is."""
+    first = next(iter(outputs.values()), ())
+    rows = len(first) if np.ndim(first) else 1
+    asked = {len(array) for array in (inputs or {}).values() if np.ndim(array)}
+    return 1 if 1 in asked and rows not in asked else rows
+
+
 @contextlib.contextmanager
 def as_client(client: str) -> Iterator[None]:
     """Queries inside the block are asked by `client`, unless they name somebody else.
@@ -94,13 +102,15 @@ class Guard:
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "")
         self._clients = Clients(CAPACITY)
-        self._charge, self._serve, self._settle = self._clients.charge, self._clients.serve, self._clients.settle
+        self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
         labels = {o.label_output: name for name, o in policy.outputs.items() if o.label_output}
         self.released = frozenset((*policy.outputs, *labels))
         self._scores_of = labels
+        #: Model outputs that are looked at and never released.
+        self.unreleased = frozenset(other for name in policy.outputs for other in policy.unreleased(name))
         self._pooling = False
         self._recent: Recent[_Kept] = Recent()
 
@@ -123,8 +133,9 @@ class Guard:
             if name not in self.released:
                 known = ", ".join(sorted(self.released)) or "none, the guard is closed"
                 raise InputError(f"output {name!r} is not released by the policy; released: {known}")
-        scores = (self._scores_of[n] for n in names if n in self._scores_of)
-        return tuple(dict.fromkeys((*names, *scores)))
+        scores = tuple(dict.fromkeys((*names, *(self._scores_of[n] for n in names if n in self._scores_of))))
+        beside = (other for n in scores if n in self.policy.outputs for other in self.policy.unreleased(n))
+        return tuple(dict.fromkeys((*scores, *beside)))
 
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far."""
@@ -181,11 +192,12 @@ class Guard:
     ) -> dict[str, Any]:
         """Admit and release in one: a dict of arrays in, a dict of hardened arrays out; the caller's are not touched.
 
+        Surrogates that the policy names are among the arrays that go in, and not among those that come out.
+
         Raises Denied, InputError, ReleaseError.
         """
-        self.needs(tuple(outputs))
-        first = next(iter(outputs.values()), ())
-        rows = len(first) if np.ndim(first) else 1
+        self.needs(tuple(n for n in outputs if n not in self.unreleased))
+        rows = _rows(outputs, inputs)
         key = _layout(outputs, inputs)
         recent = self._recent
         kept = recent.find(key)
@@ -220,7 +232,7 @@ class Guard:
             for name, array in asked.items():
                 array[...] = inputs[name]
         self.finish(decision, kept.answer)
-        answer = {name: array.copy() for name, array in own.items()}
+        answer = {name: array.copy() for name, array in kept.answer.outputs.items()}
         kept.free = True
         return answer
 
@@ -283,8 +295,10 @@ class Guard:
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
-            elif not (status := task.run()):
-                self._settle(decision.slot, job)
+            else:
+                self._clients.observe(decision.slot, job)
+                if not (status := task.run()):
+                    self._clients.settle(decision.slot, job)
             if status:
                 self._refuse(name, task, status)
         answer.complete()

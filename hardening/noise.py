@@ -11,7 +11,9 @@ import binascii
 import functools
 import hashlib
 import hmac
+import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -107,19 +109,27 @@ def derive(key: Key, purpose: str, *context: bytes | str | int | float) -> bytes
     return digest.digest()
 
 
+LawKind = Literal["gaussian", "laplace", "staircase"]
+
+
 @dataclass(frozen=True, slots=True)
 class Law:
-    """Integer noise: discrete Gaussian or discrete Laplace.
+    """Integer noise: discrete Gaussian, discrete Laplace or the discrete staircase.
 
-    ``gaussian``: P(x) proportional to exp(-x^2 / (2 scale^2)) (Canonne, Kamath, Steinke 2020).
+    ``gaussian``: P(x) proportional to exp(-x^2 / (2 scale^2)) (Canonne, Kamath & Steinke 2020).
     ``laplace``: P(x) = tanh(1 / (2 scale)) exp(-|x| / scale).
+    ``staircase``: P(x) proportional to exp(-level(|x|) period / scale), where level(x) = x // period, and one more from
+    `flat` on in each period (Geng & Viswanath 2014). With a period of one it is the discrete Laplace.
 
     Attributes:
         scale: in steps of the grid, exact.
+        period, flat: of the staircase, in steps; 1 <= flat <= period.
     """
 
-    kind: Literal["gaussian", "laplace"]
+    kind: LawKind
     scale: Fraction
+    period: int = 1
+    flat: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +154,40 @@ class NoiseTable:
     tv_bound: float
 
 
-def grid_exponent(kind: str, scale: float) -> int:
-    """b such that the grid has steps of 2**-b: scale / step is in [128, 256) for gaussian, [32, 64) for laplace.
+#: Octaves, in steps of the grid, of a scale on its own grid and of one on the finest: what a table has room for.
+_OCTAVES: Mapping[LawKind, tuple[int, int]] = {"gaussian": (8, 11), "laplace": (6, 9), "staircase": (6, 8)}
+
+
+def grid_exponent(kind: LawKind, scale: float) -> int:
+    """b such that the grid has steps of 2**-b: scale / step is in [128, 256) for gaussian, [32, 64) for the others.
 
     Fine enough that rounding the clean score to the grid costs little (step * sqrt(K) in L2), coarse enough that the
     table stays in a core's cache. Raises ValueError.
     """
     if not (math.isfinite(scale) and 2.0**-40 <= scale <= 2.0**40):
         raise ValueError(f"the noise scale must be between 2**-40 and 2**40, not {scale!r}")
-    return (8 if kind == "gaussian" else 6) - math.frexp(scale)[1]
+    return _OCTAVES[kind][0] - math.frexp(scale)[1]
+
+
+def grid_exponents(kind: LawKind, scale: float) -> range:
+    """All b that a grid of steps 2**-b may have for this scale: from scale / step in [1, 2) on. Raises ValueError."""
+    own = grid_exponent(kind, scale)
+    first, finest = _OCTAVES[kind]
+    return range(own - first + 1, own + finest - first + 1)
+
+
+def _ratios(law: Law, scale: Decimal) -> Iterator[Decimal]:
+    """P(x) / P(0) for x = 0, 1, 2, ..."""
+    value, x = Decimal(1), 0
+    step = (-1 / (2 * scale * scale)).exp() if law.kind == "gaussian" else (-law.period / scale).exp()
+    square = step * step
+    while True:
+        yield value
+        x += 1
+        if law.kind == "gaussian":
+            value, step = value * step, step * square
+        elif law.kind == "laplace" or x % law.period == law.flat % law.period:
+            value *= step
 
 
 def _weights(law: Law) -> tuple[list[int], int]:
@@ -160,17 +195,8 @@ def _weights(law: Law) -> tuple[list[int], int]:
     with localcontext() as context:
         context.prec = 70
         scale = Decimal(law.scale.numerator) / Decimal(law.scale.denominator)
-        ratios: list[Decimal] = []
-        value, x = Decimal(1), 0
-        step = (-1 / scale).exp() if law.kind == "laplace" else (-1 / (2 * scale * scale)).exp()
-        square = step * step
         cut = Decimal(2) ** -80
-        while value > cut:
-            ratios.append(value)
-            value *= step
-            if law.kind == "gaussian":
-                step *= square
-            x += 1
+        ratios = list(itertools.takewhile(lambda ratio: ratio > cut, _ratios(law, scale)))
         total = 2 * sum(ratios) - 1
         weights = [int((r / total * 2**64).to_integral_value()) for r in ratios]
     while weights[-1] == 0:

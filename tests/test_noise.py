@@ -17,7 +17,7 @@ from scipy import stats
 from hardening import noise
 from hardening.errors import ConfigError
 from hardening.kernels import memory, prf
-from hardening.noise import CIPHERS, Key, Law, derive, grid_exponent, noise_table, table_weights
+from hardening.noise import CIPHERS, Key, Law, derive, grid_exponent, grid_exponents, noise_table, table_weights
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import Gaussian
 
@@ -50,9 +50,73 @@ def test_tables_hold_the_exact_law(kind: Any, scale: Fraction, variance: float) 
     assert table.tv_bound < 2.0**-48
 
 
+#: Bits after the point of whole numbers that stand for fractions.
+POINT = 400
+
+
+def exponential(x: Fraction) -> int:
+    """e^-x for x >= 0, by the series of e^x in whole numbers alone: good to 2**-300, relatively."""
+    halvings = max(0, math.ceil(x).bit_length())
+    small = (x.numerator << POINT) // (x.denominator << halvings)
+    term = total = 1 << POINT
+    k = 0
+    while term:
+        k += 1
+        term = (term * small >> POINT) // k
+        total += term
+    for _ in range(halvings):
+        total = total * total >> POINT
+    return (1 << 2 * POINT) // total
+
+
+def level(law: Law, x: int) -> Fraction:
+    """-ln P(x) / P(0), as the docstring of `Law` defines it."""
+    if law.kind == "gaussian":
+        return Fraction(x * x) / (2 * law.scale**2)
+    steps = x if law.kind == "laplace" else x // law.period + (x % law.period >= law.flat)
+    return Fraction(steps * law.period) / law.scale
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        Law("gaussian", Fraction(1)),
+        Law("gaussian", Fraction(1977, 128)),
+        Law("laplace", Fraction(7, 3)),
+        Law("staircase", Fraction(5), 13, 7),
+        Law("staircase", Fraction(3), 4, 4),
+        Law("staircase", Fraction(2), 1, 1),
+    ],
+)
+def test_tables_are_the_law_in_units_of_two_to_the_minus_64(law: Law) -> None:
+    """Against whole numbers alone: all weights but the mode's within half a unit, the whole within its bound."""
+    table = noise_table(law)
+    weights = table_weights(table)
+    reach = 2 * max(weights) + 40
+    ratios = [exponential(level(law, x)) for x in range(reach)]
+    total = 2 * sum(ratios) - (1 << POINT)
+    ideal = {x: (ratios[abs(x)] << POINT + 64) // total for x in range(1 - reach, reach)}
+    assert set(weights) <= set(ideal)
+    off = {x: abs((weights.get(x, 0) << POINT) - v) for x, v in ideal.items()}
+    assert Fraction(sum(off.values()), 2 << POINT + 64) <= table.tv_bound
+    assert all(2 * error <= (1 << POINT) + (1 << POINT - 40) for x, error in off.items() if x)
+    assert all(weights[x] == weights[-x] for x in weights)
+
+
+def test_a_staircase_of_single_steps_is_the_laplace_law() -> None:
+    laplace, stairs = noise_table(Law("laplace", Fraction(9, 2))), noise_table(Law("staircase", Fraction(9, 2), 1, 1))
+    assert table_weights(laplace) == table_weights(stairs)
+
+
 @pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize(
-    "law", [Law("gaussian", Fraction(3)), Law("laplace", Fraction(2)), Law("gaussian", Fraction(200))]
+    "law",
+    [
+        Law("gaussian", Fraction(3)),
+        Law("laplace", Fraction(2)),
+        Law("gaussian", Fraction(200)),
+        Law("staircase", Fraction(6), 10, 3),
+    ],
 )
 def test_draws_follow_the_table(law: Law, cipher: str) -> None:
     table = noise_table(law)
@@ -69,10 +133,14 @@ def test_draws_follow_the_table(law: Law, cipher: str) -> None:
     assert chi2 < stats.chi2.isf(1e-6, common.sum() - 1)
 
 
-@given(st.sampled_from(["gaussian", "laplace"]), st.floats(1e-6, 1e6))
-def test_grid_puts_the_scale_in_its_octave(kind: str, scale: float) -> None:
+@given(st.sampled_from(["gaussian", "laplace", "staircase"]), st.floats(1e-6, 1e6))
+def test_grid_puts_the_scale_in_its_octave(kind: Any, scale: float) -> None:
     in_steps = math.ldexp(scale, grid_exponent(kind, scale))
     assert (128 <= in_steps < 256) if kind == "gaussian" else (32 <= in_steps < 64)
+    grids = grid_exponents(kind, scale)
+    assert grid_exponent(kind, scale) in grids
+    assert 1 <= math.ldexp(scale, grids[0]) < 2
+    assert math.ldexp(scale, grids[-1]) < (256 if kind == "staircase" else 512 if kind == "laplace" else 2048)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, 1e-20, 1e20])
@@ -153,7 +221,7 @@ def test_the_row_hash_is_what_its_reference_says(size: int, rows: int, seed: int
     question = Question(KEY, "m", {"x": octets}, rows)
     key = [int(k) for k in question.key]
     for row, nonce in zip(octets, nonces_of({"x": octets}, rows), strict=True):
-        padded = row.tobytes().ljust(max(1, (size + 63) // 64) * 64, b"\0")
+        padded = row.tobytes().ljust((size + 63) // 64 * 64, b"\0")
         assert nonce.tobytes() == noise.reference_nonce(np.frombuffer(padded, "<u8").tolist(), key)
 
 

@@ -61,8 +61,14 @@ def _closed(name: str) -> Callable[..., NoReturn]:
     return closed
 
 
-def _check_width(policy: Policy, name: str, width: int) -> None:
-    """Raise ConfigError if what the policy says of an output does not fit rows of `width` entries."""
+def _check_width(policy: Policy, name: str, widths: Mapping[str, int]) -> None:
+    """Raise ConfigError if what the policy says of an output does not fit its rows; `widths` is by output."""
+    width = widths[name]
+    for other in policy.unreleased(name):
+        if widths.get(other, width) != width:
+            raise ConfigError(
+                f"outputs.{name}", f"has {width} classes, its surrogate {other!r} has {widths[other]}: they must agree"
+            )
     for tier in policy.tiers:
         policy.pipeline(name, tier).check_width(width)
     classes = policy.outputs[name].classes
@@ -94,12 +100,13 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.__inner = inner
         self.guard = Guard(policy, digest)
         names = [o.name for o in inner.get_outputs()]
-        for name in self.guard.released:
+        for name in self.guard.released | self.guard.unreleased:
             if name not in names:
                 raise ModelError(f"the policy names output {name!r}, the model has: {', '.join(names)}")
-        for output in inner.get_outputs():
-            if output.name in policy.outputs and output.shape and isinstance(output.shape[-1], int):
-                _check_width(policy, output.name, output.shape[-1])
+        widths = {o.name: o.shape[-1] for o in inner.get_outputs() if o.shape and isinstance(o.shape[-1], int)}
+        for name in policy.outputs:
+            if name in widths:
+                _check_width(policy, name, widths)
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)

@@ -22,7 +22,7 @@ from types import ModuleType
 from hardening.errors import HardeningError
 
 GROUP = "hardening.commands"
-_OWN = {name: f"hardening.cli.{name}" for name in ("calibrate", "check", "explain")}
+_OWN = {name: f"hardening.cli.{name}" for name in ("attribute", "calibrate", "check", "explain")}
 
 
 def commands() -> dict[str, str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from hardening.cli.models import examine
 from hardening.cli.options import whole
+from hardening.cli.promises import adds_up_in_words, conversion, in_words, loss_in_words
 from hardening.config import Policy, load_policy
+from hardening.errors import ConfigError
 from hardening.pipeline import Pipeline
 
 EXAMPLE = "hardening explain policy.toml --model model.onnx"
@@ -28,28 +30,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def describe(pipeline: Pipeline, classes: int | None) -> dict[str, Any]:
-    """What one tier does to one output, as plain data; bits are null when unknown."""
+    """What one tier does to one output, as plain data; what is unknown without the width of a row is null."""
+    fitted = pipeline if classes is None else pipeline.at(classes)
     promise = pipeline.guarantee(classes)
     return {
-        "transforms": [repr(t) for t in pipeline.transforms],
+        "transforms": [str(t) for t in fitted.transforms],
         "relation": promise.relation,
         "unit": promise.unit,
         "parameters": {k: v for k, v in promise.parameters.items() if math.isfinite(v)},
         "scope": promise.scope,
+        "promise": in_words(promise),
+        "loss": loss_in_words(promise),
+        "adds_up": adds_up_in_words(promise),
+        "conversion": conversion(promise),
         "assumptions": list(promise.assumptions),
         "bits_per_answer": promise.bits if math.isfinite(promise.bits) else None,
         "keeps_top1": promise.keeps_top1,
-        "program": [[op.call, *op.params] for _, op in pipeline.lower()],
+        "looks_at": pipeline.unreleased,
+        "program": [[op.call, *op.params] for _, op in fitted.lower()],
     }
-
-
-_WORDS = {
-    "capacity": "an answer carries no more than its bits; nothing else is promised",
-    "output-metric": "models whose scores are close are hard to tell apart",
-    "label": "models whose scores are close and whose labels agree are hard to tell apart; the label is released",
-    "shard": "one training record is hard to detect",
-    "none": "no guarantee: deception only",
-}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,10 +57,15 @@ def run(options: argparse.Namespace) -> int:
     problems, widths = (report.problems, report.widths) if report else ((), {})
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
-    table = {
-        name: {tier: describe(policy.pipeline(name, tier), widths.get(name, options.classes)) for tier in policy.tiers}
-        for name in policy.outputs
-    }
+    table = {}
+    for name in policy.outputs:
+        width = widths.get(name, options.classes)
+        try:
+            table[name] = {tier: describe(policy.pipeline(name, tier), width) for tier in policy.tiers}
+        except ConfigError:
+            if not problems:  # else it has been said
+                raise
+            table[name] = {tier: describe(policy.pipeline(name, tier), None) for tier in policy.tiers}
     if options.json:
         print(json.dumps(table, indent=2))
     else:
@@ -83,9 +87,16 @@ def _tell(policy: Policy, table: dict[str, dict[str, dict[str, Any]]]) -> None:
             bits = facts["bits_per_answer"]
             print(f"  {tier}")
             _line("does", f"{', '.join(facts['transforms']) or 'nothing: released as it is'}")
-            _line("promises", f"{facts['relation']}, per {facts['unit']}: {_WORDS[facts['relation']]}")
-            if facts["parameters"]:
-                _line("with", f"{', '.join(f'{k} = {v:.6g}' for k, v in facts['parameters'].items())}")
+            if facts["looks_at"]:
+                _line("looks at", f"{facts['looks_at']!r} as well, an output that is fetched and never released")
+            _line("promises", facts["promise"])
+            for label in ("loss", "adds up"):
+                if said := facts[label.replace(" ", "_")]:
+                    _line(label, said)
+            # Losses have been said with what they are about.
+            rest = [f"{k} = {v:.6g}" for k, v in facts["parameters"].items() if k not in ("rho", "epsilon", "delta")]
+            if rest:
+                _line("with", ", ".join(rest))
             for sentence in facts["assumptions"]:
                 _line("if", f"{sentence}")
             _line("bits", f"{unknown if bits is None else f'{bits:.1f} per answer'}")

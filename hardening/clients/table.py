@@ -46,9 +46,10 @@ class Clients:
         self._names: list[str] = []
         self._opening = threading.Lock()
         self._find = kernels.entry(places.find, "uint64[::1]", "int64", "int64")
-        #: ``charge(slot, rows)``, ``serve(slot, job)`` and ``settle(slot, job)``, see `kernels.accounts`.
+        #: ``charge(slot, rows)``, ``serve``, ``observe`` and ``settle(slot, job)``, see `kernels.accounts`.
         self.charge = functools.partial(kernels.entry(accounts.charge, "int64", "int64", "int64"), self._address)
         self.serve = functools.partial(kernels.entry(accounts.serve, "int64", "int64", "int64[::1]"), self._address)
+        self.observe = functools.partial(kernels.entry(accounts.observe, "int64", "int64", "int64[::1]"), self._address)
         self.settle = functools.partial(kernels.entry(accounts.settle, "int64", "int64", "int64[::1]"), self._address)
         self.pooled = capacity
 

@@ -8,11 +8,18 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels.evidence import seen, weigh
-from hardening.kernels.lanes import call_at, device, outer, pointer, prefetch
-from hardening.kernels.layout import HISTOGRAM_BINS, JOB, LABEL_BINS, LANES, REMEMBERED, SUMMARY, Job
+from hardening.kernels.lanes import call_at, count_bits, device, outer, pointer, prefetch
+from hardening.kernels.layout import (
+    CELL_BITS,
+    HISTOGRAM_BINS,
+    JOB,
+    LABEL_BINS,
+    LANES,
+    REMEMBERED,
+    SUMMARY,
+    Job,
+)
 from hardening.kernels.program import summary_room
-
-CELL_BITS = 12
 
 #: One client. Fields of a kind stand together, so that a kernel sees each kind as one array. Counts of rows by bin stop
 #: at 2**32 - 1. The first `HOT` bytes, two cache lines, are what every row changes; of the rest it touches a line each.
@@ -73,10 +80,27 @@ def _bring(table: int, slot: int) -> None:
 
 def serve(table: int, slot: int, job: Any) -> int:
     """Harden the scores of `job`, if it has any, and, if all went well, `settle`; returns the status of `harden`."""
+    watch(table, slot, job)
     status = call_at(job[Job.HARDEN], job.ctypes.data) if job[Job.HARDEN] != 0 else 0
     if status == 0:
         enter(table, slot, job)
     return status
+
+
+@outer
+def watch(table: int, slot: int, job: Any) -> None:
+    """Tell `job` how many cells the client has visited so far, if it goes by that."""
+    if job[Job.WATCHES] > 0:
+        cells = carray(pointer(table + slot * _SIZE + _CELLS), ((1 << CELL_BITS) // 64,), np.uint64)
+        visited = np.int64(0)
+        for k in range(len(cells)):
+            visited += count_bits(cells[k])
+        job[Job.COVERAGE] = visited
+
+
+def observe(table: int, slot: int, job: Any) -> None:
+    """`watch`, for a job that is hardened without `serve`."""
+    watch(table, slot, job)
 
 
 def settle(table: int, slot: int, job: Any) -> None:

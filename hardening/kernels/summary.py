@@ -6,14 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from hardening.kernels import layout
 from hardening.kernels.blocks import HUGE, Block, quotient
+from hardening.kernels.elementary import LOG2_E, exponent, power_of_two, without_exponent
 from hardening.kernels.lanes import (
-    FLOATS,
-    I64,
-    LONGS,
     WIDTH,
     across_max,
     across_min,
@@ -23,7 +20,6 @@ from hardening.kernels.lanes import (
     butterfly_2,
     butterfly_4,
     count_of,
-    define,
     device,
     fabs,
     fill,
@@ -31,7 +27,7 @@ from hardening.kernels.lanes import (
     rint,
     roughly_fused,
     smaller,
-    splat,
+    some,
     where,
 )
 from hardening.kernels.memory import flip, load, store
@@ -39,27 +35,6 @@ from hardening.kernels.words import numbers
 
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
-_LOG2_E = 1.4426950408889634
-
-
-@define(LONGS, FLOATS)
-def _exponent(b: ir.IRBuilder, x: Any) -> Any:
-    """e with x / 2**e in [sqrt(1/2), sqrt(2))."""
-    bits = b.bitcast(x, LONGS.representation)
-    return b.ashr(b.sub(bits, splat(b, ir.Constant(I64, 0x3FE6A09E667F3BCD))), splat(b, ir.Constant(I64, 52)))
-
-
-@define(FLOATS, FLOATS, LONGS)
-def _without_exponent(b: ir.IRBuilder, x: Any, exponent: Any) -> Any:
-    """x / 2**exponent."""
-    bits = b.sub(b.bitcast(x, LONGS.representation), b.shl(exponent, splat(b, ir.Constant(I64, 52))))
-    return b.bitcast(bits, FLOATS.representation)
-
-
-@define(FLOATS, FLOATS)
-def _power_of_two(b: ir.IRBuilder, x: Any) -> Any:
-    biased = b.add(b.fptosi(x, LONGS.representation), splat(b, ir.Constant(I64, 1023)))
-    return b.bitcast(b.shl(biased, splat(b, ir.Constant(I64, 52))), FLOATS.representation)
 
 
 def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -> tuple[float, ...]:
@@ -81,14 +56,14 @@ E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
 @device
 def log2(x: Any) -> Any:
     """Base-2 logarithm of positive normal numbers, absolute error below 1e-5; for statistics, not for releases."""
-    exponent = _exponent(x)
-    m = _without_exponent(x, exponent) - 1.0
+    whole = exponent(x)
+    m = without_exponent(x, whole) - 1.0
     q = roughly_fused(fill(L5), m, fill(L4))
     q = roughly_fused(q, m, fill(L3))
     q = roughly_fused(q, m, fill(L2))
     q = roughly_fused(q, m, fill(L1))
     q = roughly_fused(q, m, fill(L0))
-    return roughly_fused(m, q, numbers(exponent))
+    return roughly_fused(m, q, numbers(whole))
 
 
 @device
@@ -101,7 +76,7 @@ def exp2(x: Any) -> Any:
     q = roughly_fused(q, f, fill(E2))
     q = roughly_fused(q, f, fill(E1))
     q = roughly_fused(q, f, fill(E0))
-    return _power_of_two(whole) * q
+    return power_of_two(whole) * q
 
 
 @device
@@ -116,14 +91,14 @@ def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
     `highest` is the largest entry. What lies beyond the end of a row that ends within a vector is zero.
     """
     inverse = 1.0 / total
-    high, column = quotient(highest, total, inverse), b.column
-    first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)
+    high, first, h = quotient(highest, total, inverse), fill(float(b.n)), fill(0.0)
     for i in range(b.m):
         p = quotient(load(b.w, i), total, inverse)
         store(b.w, i, p)
-        first = smaller(first, where(p == high, column, first))
-        column = column + b.stride
-        h = roughly_fused(p, log2(larger(p, least)), h)
+        found = p == high
+        if not b.wide or some(found):  # in a long row it is a rare vector that holds the largest
+            first = smaller(first, where(found, b.column + float(i) * b.stride, first))
+        h = roughly_fused(p, log2(p + 1e-30), h)
     return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
 
 
@@ -144,7 +119,7 @@ def softmax_entropy_bits(b: Block, highest: Any) -> Any:
     """Entropy of softmax(w), in bits; `highest` is the largest entry."""
     s, h, none = fill(0.0), fill(0.0), fill(0.0)
     for i in range(b.m):
-        x = larger((load(b.w, i) - highest) * _LOG2_E, fill(-1000.0))
+        x = larger((load(b.w, i) - highest) * LOG2_E, fill(-1000.0))
         p = exp2(x)
         p = where(b.last, p, none) if i == b.m - 1 else p
         s = s + p

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import hardening
-from benchmarks import variants
+from benchmarks import bench_perturb, linear, variants
 from benchmarks.models import MODELS
+from hardening.transforms import Grad2, Mld
 
 
 def scores(rows: int, classes: int) -> np.ndarray:
@@ -38,6 +39,17 @@ def test_the_full_numpy_chain_keeps_what_the_policy_keeps_and_is_keyed(tmp_path:
         np.testing.assert_allclose(released * variants.UNITS, np.rint(released * variants.UNITS), atol=1e-4)
     # Both move a score by as much as the other, within a tenth.
     assert np.abs(naive - p).mean() == pytest.approx(np.abs(ours - p).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("classes", bench_perturb.CLASSES)
+def test_the_linear_programs_are_the_same(classes: int) -> None:
+    scores, direction = bench_perturb.fresh(3, classes)(np.random.default_rng(0))
+    solved, cost = linear.highs(scores, 1.0), np.log(scores + 1e-6)
+    ours = np.array(bench_perturb.ours(Mld(l1=1.0), 3, classes)((scores, direction)))
+    np.testing.assert_allclose((ours * cost).sum(axis=1), (solved * cost).sum(axis=1), atol=1e-6)
+    transform = Grad2(l1=1.0, keep_top1=False, surrogate="direction")
+    ours = np.array(bench_perturb.ours(transform, 3, classes)((scores, direction)))
+    np.testing.assert_allclose(ours, linear.greedy(scores, direction, 1.0), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)

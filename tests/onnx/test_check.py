@@ -96,6 +96,18 @@ def test_explain_says_where_the_policy_does_not_fit(model: Path, capsys: pytest.
     assert "label_only" in said.out
 
 
+def test_noise_that_cannot_be_fitted_to_the_model_is_a_problem(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = checked(model, tier='{kind = "laplace", epsilon = 0.005, sensitivity = 0.1}, {kind = "project"}')
+    policy.write_text(policy.read_text().replace("schema = 1", 'schema = 1\n[key]\nsource = "env:KEY"'))
+    assert main(["check", str(policy), "--model", str(model)]) == 1
+    problem = "outputs.p.tiers.normal[0]: epsilon: too small for rows of 5 entries"
+    assert problem in capsys.readouterr().out
+    assert main(["explain", str(policy), "--model", str(model)]) == 1
+    said = capsys.readouterr()
+    assert problem in said.err
+    assert "Laplace(scale fitted to the width, sensitivity=0.1)" in said.out
+
+
 def test_check_without_the_extra_says_what_to_install(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,9 +84,9 @@ def _answers(story: Story, console: Console) -> None:
 
 
 def _promise(promise: Guarantee) -> str:
-    per_l2 = promise.parameters.get("mu_per_l2")
-    if promise.relation in ("label", "output-metric") and per_l2:
-        apart = 0.5 / per_l2
+    sigma = promise.parameters.get("sigma")
+    if promise.relation in ("label", "output-metric") and sigma:
+        apart = 0.5 * sigma
         right = 0.5 * (1 + math.erf(0.25 / math.sqrt(2)))
         agree = "that agree on the best class, " if promise.relation == "label" else ""
         return (
