@@ -1,18 +1,15 @@
-"""What it takes to keep a client's books and evidence up to date, against one round trip to Redis.
+"""What it takes to keep a client's books and evidence up to date, against one round trip to a server.
 
 ``100 updates`` enters a hundred rows of clients drawn at random into the packed table, with all that speaks for or
-against each; a row is one update. ``round trip`` is one HINCRBY on a Redis server of this machine, through a Unix
-socket and nothing but the socket, so that no client library is to blame.
+against each; a row is one update. ``round trip`` is one HINCRBY on a Valkey server of this machine, through nothing but
+the socket, so that no client library is to blame.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from hardening.clients import Baseline, Clients
 from hardening.clients.baseline import HeldOut
 from hardening.kernels import accounts
 from hardening.kernels.layout import LABEL_BINS, LANES, OCTAVES
+from tests.ledger.server import FORGETFUL, Server
 
 UPDATES, CLASSES = 100, 10
 
@@ -70,22 +68,13 @@ def fresh_of(clients: int) -> Callable[[np.random.Generator], Any]:
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
     """A connection to a server of our own that writes nothing to disk."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("needs redis-server or valkey-server")
-    path = Path(tmp_path_factory.mktemp("redis")) / "s"
-    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            for line in server.stdout:
-                if "ready to accept" in line.lower():
-                    break
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(str(path))
-                yield connection
-        finally:
-            server.terminate()
+    server = Server(tmp_path_factory.mktemp("redis"), *FORGETFUL)
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield connection
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,13 @@ class Clients:
         self._names: list[str] = []
         self._opening = threading.Lock()
         self._find = kernels.entry(places.find, "uint64[::1]", "int64", "int64")
-        #: ``charge(slot, rows)``, ``serve``, ``observe`` and ``settle(slot, job)``, see `kernels.accounts`.
+        serve = kernels.entry(accounts.serve, "bool_", "int64", "int64", "int64[::1]")
+        #: ``charge(slot, rows)``, ``serve(slot, job)``, ``settle(slot, job)`` for what is hardened already, and
+        #: ``observe(slot, job)`` before it is; see `kernels.accounts`.
         self.charge = functools.partial(kernels.entry(accounts.charge, "int64", "int64", "int64"), self._address)
-        self.serve = functools.partial(kernels.entry(accounts.serve, "int64", "int64", "int64[::1]"), self._address)
+        self.serve = functools.partial(serve, True, self._address)
+        self.settle = functools.partial(serve, False, self._address)
         self.observe = functools.partial(kernels.entry(accounts.observe, "int64", "int64", "int64[::1]"), self._address)
-        self.settle = functools.partial(kernels.entry(accounts.settle, "int64", "int64", "int64[::1]"), self._address)
         self.pooled = capacity
 
     def _entry(self, client: str) -> int:
@@ -107,7 +109,8 @@ class Clients:
     def adopt(self, client: str, state: bytes) -> None:
         """Add what was kept of `client`, by an earlier process or another replica, to its account.
 
-        Not idempotent: counts add up. Raises ValueError for what `state` did not return.
+        Not idempotent: counts add up. Before the client is served here, for what it asks meanwhile would be lost.
+        Raises ValueError for what `state` did not return.
         """
         if not state:
             return

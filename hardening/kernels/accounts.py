@@ -78,10 +78,16 @@ def _bring(table: int, slot: int) -> None:
         prefetch(table + slot * _SIZE + offset)
 
 
-def serve(table: int, slot: int, job: Any) -> int:
-    """Harden the scores of `job`, if it has any, and, if all went well, `settle`; returns the status of `harden`."""
-    watch(table, slot, job)
-    status = call_at(job[Job.HARDEN], job.ctypes.data) if job[Job.HARDEN] != 0 else 0
+def serve(harden: bool, table: int, slot: int, job: Any) -> int:
+    """Harden the scores of `job`, if it has any and `harden` says so; returns the status of `harden`.
+
+    If all went well, enter the answer: what it cost and what its rows were like. One kernel for both, for compiling
+    takes seconds.
+    """
+    status = 0
+    if harden and job[Job.HARDEN] != 0:
+        watch(table, slot, job)
+        status = call_at(job[Job.HARDEN], job.ctypes.data)
     if status == 0:
         enter(table, slot, job)
     return status
@@ -101,11 +107,6 @@ def watch(table: int, slot: int, job: Any) -> None:
 def observe(table: int, slot: int, job: Any) -> None:
     """`watch`, for a job that is hardened without `serve`."""
     watch(table, slot, job)
-
-
-def settle(table: int, slot: int, job: Any) -> None:
-    """Enter one answer that is hardened already: what it cost and what its rows were like."""
-    enter(table, slot, job)
 
 
 @outer
@@ -194,7 +195,7 @@ def _first(
 
 
 def fold(table: int, baseline: int, most: float, slots: Any, keys: Any, rows: Any, nearly: Any) -> None:
-    """Enter rows of many clients, one after another, as `settle` does: what a log holds, or another process saw.
+    """Enter rows of many clients, one after another, as `serve` does: what a log holds, or another process saw.
 
     Args:
         baseline: address of the numbers at `Job.BASELINE`, or 0.
