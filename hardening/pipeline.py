@@ -364,7 +364,7 @@ class Task:
             raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
         self._other = np.empty(0) if other is None else other
         beside = self._beside = np.empty(self._other.shape)
-        self._alive = (words, row, nonces)
+        self._alive, self._nonces = (words, row), nonces
         self._traces = (self._work, numbers, scratch, beside, self.summary)
         self.job = program.job()
         for place, value in (
@@ -417,6 +417,17 @@ class Task:
         if status == 0:
             self.put_back()
         return status
+
+    def asked(self) -> tuple[NDArray[np.float64], NDArray[np.uint32] | None]:
+        """What is remembered of the rows hardened last, for a log (`clients.log.records`).
+
+        Returns:
+            their summary, float64 ``(SUMMARY, vectors)``, and what tells the questions apart, uint32 ``(vectors,)``, or
+            None where the nonces do not.
+        """
+        vectors = int(self.job[Job.VECTORS])
+        named = np.repeat(self._nonces[:, 0], int(self.job[Job.PER_ROW])) if self.job[Job.NAMED] else None
+        return self.summary[:, :vectors].copy(), named
 
     def row_of(self, status: int) -> int:
         """The input row that a status complains about."""

@@ -83,7 +83,7 @@ def test_honest_fleets_are_left_alone() -> None:
     """Of any make-up: long clients and short ones, ten thousand who asked twice, few who asked much."""
     rng, flagged, fleets = np.random.default_rng(6), 0, 0
     kinds = [[100] * 300, [10] * 400, [2] * 3000, [400] * 20, [1000, *[20] * 60], [3, 30, 300] * 60]
-    for _ in range(4):
+    for _ in range(3):
         for lengths in kinds:
             groups = fleet.suspicious(crowd.digits().baseline, entered(*crowded(rng, lengths)), ALPHA)
             flagged += bool(groups)

@@ -101,7 +101,7 @@ class World:
 
     @functools.cached_property
     def baseline(self) -> Baseline:
-        return calibrate(self.logs(600, 600), "p")
+        return calibrate(self.logs(400, 600), "p")
 
     def ask(self, attack: str, rng: np.random.Generator, count: int) -> np.ndarray:
         """What a thief asks, one of `ATTACKS`."""

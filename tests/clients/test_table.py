@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 import hardening
 from hardening.clients import Clients
-from hardening.clients.evidence import log_evidence
+from hardening.clients.evidence import log_evidence, scores
+from hardening.clients.log import read_log, records
 from hardening.clients.table import POOLED, evidence, merge, reasons
 from hardening.config import KeySource, Output, Policy
 from hardening.kernels import accounts
-from hardening.kernels.layout import Job, Lane
+from hardening.kernels.layout import PARTS, Job, Lane
 from hardening.transforms import Gaussian, LabelOnly, Project
 from tests.clients.crowd import Summaries, fold
 from tests.clients.test_evidence import flat
@@ -227,6 +228,32 @@ def test_polling_one_question_of_a_guard_is_no_evidence(tmp_path: Path) -> None:
             guard.finish(guard.admit("alice", 1), answer)
         assert guard._clients.row("alice")["firsts"] == 1
         assert guard.standing("alice").suspicion == 0
+
+
+def test_what_a_guard_would_log_is_what_it_goes_by(tmp_path: Path) -> None:
+    """Lines of a log, read again and scored by the baseline, add up to the sums in the client's row."""
+    policy = Policy(
+        {"p": Output("simplex", {"normal": (Gaussian(sigma=0.05), Project())})},
+        KeySource("file:k.key", create=True),
+        root=tmp_path,
+    )
+    baseline, rng, lines = flat(0.1), np.random.default_rng(0), list[str]()
+    with hardening.Guard(policy, "m") as guard:
+        guard._programs.baselines["p"] = baseline.numbers()
+        for _ in range(12):
+            x = rng.integers(0, 4, (7, 2)).astype("f4")
+            answer = guard.bind({"p": rng.dirichlet(np.ones(5), 7)}, {"x": x}, 7)
+            answer.nearly[...] = rng.random(7) < 0.3
+            guard.finish(guard.admit("alice", 7), answer)
+            ((_, task, _),) = answer.entries
+            assert task is not None
+            lines += records("alice", *task.asked(), answer.nearly)
+        row = guard._clients.row("alice")
+    (log,) = read_log(lines, math.log2(5)).values()
+    scored = scores(baseline.numbers(), log.firsts())
+    assert len(scored) == row["firsts"] < 84
+    assert np.floor(scored * PARTS + 0.5).sum(axis=0).astype(int).tolist() == row["sums"].tolist()
+    assert log.histogram().tolist() == row["histogram"].tolist()
 
 
 def test_near_duplicates_and_reasons(tmp_path: Path) -> None:
