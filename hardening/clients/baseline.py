@@ -24,6 +24,8 @@ LOW, HIGH, TAIL, MARGIN = 0.10, 0.75, 0.95, 0.05
 LEAST_LABELLED = 200
 #: Lanes whose means depend on how much a client has asked, and the first octave in which they are bet on.
 CHANGING, SETTLED = (Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL), 3
+#: Standard deviations by which a client's past may differ from what it is like.
+WANDER = 2.0
 #: No mean is taken to be smaller, and a client with fewer rows than this is left out.
 LEAST_MEAN, LEAST_ROWS = 0.01, 32
 #: Fewest clients that a baseline is made of, on either side of the split.
@@ -227,17 +229,31 @@ def _upper(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.flo
     return np.asarray(np.minimum(high + np.sqrt(high * (1 - high) / np.median([len(s) for s in scored])), 1.0))
 
 
+def wandering(concentration: Any, rows: Any) -> Any:
+    """How far above a client's concentration the mean of its next `Lane.COLLAPSE` may be, given what it asked before.
+
+    A client with label shares p has concentration ``C = sum p^2``, but the mean of its next score is ``sum p q`` with
+    the shares q among its earlier `rows`: C on average, with variance ``(sum p^3 - C^2) / rows``, at most
+    ``(C^1.5 - C^2) / rows``. This is `WANDER` standard deviations. The same holds for `Lane.DIVERSE` below 1 - C.
+    """
+    c = np.clip(concentration, 0, 1)
+    return WANDER * np.sqrt((c**1.5 - c**2) / rows)
+
+
 def _means(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
-    means = np.tile(_upper(scored, quantile), (OCTAVES, 1))
-    changing = list(CHANGING)
-    means[:SETTLED, changing] = 1.0
+    upper = _upper(scored, quantile)
+    means = np.tile(upper, (OCTAVES, 1))
+    rows = 2.0 ** np.arange(OCTAVES)
+    same, other = upper[Lane.COLLAPSE], upper[Lane.DIVERSE]
+    means[:, Lane.COLLAPSE] = np.minimum(same + wandering(same, rows), 1)
+    means[:SETTLED, Lane.NOVEL] = 1.0
+    means[:, Lane.DIVERSE] = np.minimum(other + wandering(1 - other, rows), 1)
     for o in range(SETTLED, OCTAVES):
         part = [s[2**o - 1 : 2 ** (o + 1) - 1] for s in scored]
         part = [p for p in part if len(p) >= 2 ** (o - 1)]
-        if len(part) >= LEAST_CLIENTS:
-            means[o, changing] = _upper(part, quantile)[changing]
-        else:
-            means[o, changing] = means[o - 1, changing]
+        enough = len(part) >= LEAST_CLIENTS
+        means[o, Lane.NOVEL] = _upper(part, quantile)[Lane.NOVEL] if enough else means[o - 1, Lane.NOVEL]
+    means[:SETTLED, list(CHANGING)] = 1.0
     return means
 
 

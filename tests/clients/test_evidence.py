@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardening.clients import Baseline, Clients
-from hardening.clients.baseline import HeldOut
+from hardening.clients.baseline import HeldOut, wandering
 from hardening.clients.evidence import (
     Bettors,
     chance,
@@ -146,6 +146,30 @@ def test_a_game_that_goes_by_the_past_is_no_way_out_of_the_null() -> None:
 
     highest = played(baseline, draw, n, 400)
     assert (highest >= math.log(100)).sum() <= 4000 * 0.01
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.3, *[0.05] * 8), (0.5, *[0.1] * 5), (0.8, 0.2), (0.5, 0.5)])
+@pytest.mark.parametrize("lane", [Lane.COLLAPSE, Lane.DIVERSE])
+def test_labels_of_an_honest_client_are_no_evidence_whatever_came_first(lane: Lane, shares: tuple[float, ...]) -> None:
+    """Clients just as concentrated as the baseline allows, whose scores hang on what they happened to ask before."""
+    rng, n, p = np.random.default_rng(len(shares)), 2000, np.array(shares)
+    c = float((p**2).sum())
+    means = np.full((OCTAVES, LANES), 0.9999)
+    means[:, lane] = np.minimum((c if lane is Lane.COLLAPSE else 1 - c) + wandering(c, 2.0 ** np.arange(OCTAVES)), 1)
+    means[:3, [Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL]] = 1.0
+    baseline = replace(flat(), means=tuple(map(tuple, means.tolist())))
+    counts = np.zeros((n, len(p)))
+
+    def draw(t: int) -> np.ndarray:
+        label, out = rng.choice(len(p), n, p=p), np.zeros((n, LANES))
+        same = counts[np.arange(n), label] / max(t, 1)
+        counts[np.arange(n), label] += 1
+        out[:, Lane.COLLAPSE], out[:, Lane.DIVERSE] = same, 1 - same
+        return out
+
+    highest = played(baseline, draw, n, 600)
+    for alpha in (0.1, 0.01, 0.001):
+        assert (highest >= -math.log(alpha)).mean() <= alpha
 
 
 def test_the_bet_finds_what_is_outside() -> None:
