@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hardening.clients.evidence import CAUTION, Bettors, Rows, log_evidence, octave, scores
 from hardening.clients.log import Log
 from hardening.errors import ConfigError
-from hardening.kernels.layout import LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
+from hardening.kernels.layout import HISTOGRAM_BINS, LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
 
 SCHEMA = 1
 #: Quantiles of ordinary rows with a label: entropies below, above and far above, and margins below, which a row counts
@@ -28,6 +28,8 @@ CHANGING, SETTLED = (Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL), 3
 WANDER = 2.0
 #: No mean is taken to be smaller, and a client with fewer rows than this is left out.
 LEAST_MEAN, LEAST_ROWS = 0.01, 32
+#: Nor does a file say so; the bets would be beyond what a number can hold.
+FEWEST = 1e-6
 #: Fewest clients that a baseline is made of, on either side of the split.
 LEAST_CLIENTS = 20
 
@@ -112,17 +114,18 @@ class Baseline:
             held = facts.pop("held_out")
             facts = {k: _frozen(v) for k, v in facts.items()}
             made = cls(held_out=HeldOut(**{k: _frozen(v) for k, v in held.items()}), **facts)
+            mu = np.array(made.means, np.float64)
+            lists = (made.thresholds, made.average, made.spread, made.histogram)
+            shapes = [np.array(values, np.float64).shape for values in lists]
+            few = min(made.clients, made.rows) < 1
         except ConfigError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(path, "is not a baseline that hardening calibrate wrote") from None
-        mu = np.array(made.means, np.float64)
-        if (
-            mu.shape != (OCTAVES, LANES)
-            or not ((mu > 0) & (mu <= 1)).all()
-            or np.shape(made.thresholds) != (LABEL_BINS, 4)
-        ):
-            raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers above 0, at most 1")
+        if mu.shape != (OCTAVES, LANES) or not ((mu >= FEWEST) & (mu <= 1)).all():
+            raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers from {FEWEST:g} to 1")
+        if shapes != [(LABEL_BINS, 4), (LANES,), (LANES,), (HISTOGRAM_BINS,)] or few:
+            raise ConfigError(path, "has lists of the wrong length, or no clients")
         if (mu[0, [Lane.COLLAPSE, Lane.DIVERSE]] < 1).any():
             raise ConfigError(path, "the first row of a client has no label before it to be held against")
         return made

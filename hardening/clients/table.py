@@ -7,6 +7,7 @@ account. Names are found by open addressing in memory that is all there from the
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import threading
 from typing import Any
@@ -54,6 +55,8 @@ class Clients:
         self.settle = functools.partial(serve, False, self._address)
         self.observe = functools.partial(kernels.entry(accounts.observe, "int64", "int64", "int64[::1]"), self._address)
         self.pooled = capacity
+        #: What states of clients begin with, so that none is read that was kept by another version.
+        self._layout = hashlib.blake2b(repr(accounts.ROW.descr).encode(), digest_size=8).digest()
 
     def _entry(self, client: str) -> int:
         """The index's entry for `client`, or -1 less the empty one where it belongs."""
@@ -104,7 +107,7 @@ class Clients:
     def state(self, client: str) -> bytes:
         """What is known of `client`, to be kept; empty for a client never seen."""
         row = self.row(client)
-        return b"" if row is None else row.tobytes()
+        return b"" if row is None else self._layout + row.tobytes()
 
     def adopt(self, client: str, state: bytes) -> None:
         """Add what was kept of `client`, by an earlier process or another replica, to its account.
@@ -114,10 +117,11 @@ class Clients:
         """
         if not state:
             return
-        if len(state) != self._rows.itemsize:
-            raise ValueError(f"a client's state has {self._rows.itemsize} bytes, not {len(state)}")
+        head = len(self._layout)
+        if len(state) != head + self._rows.itemsize or not state.startswith(self._layout):
+            raise ValueError(f"what was kept of the client {client!r} is no state of a client, or of another version")
         slot = self.slot(client)
-        other = np.frombuffer(state, self._rows.dtype)
+        other = np.frombuffer(state[head:], self._rows.dtype)
         self._rows[slot] = merge(np.concatenate([self._rows[slot : slot + 1], other]))
 
 

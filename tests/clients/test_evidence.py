@@ -248,6 +248,12 @@ def test_a_baseline_survives_its_file_and_nothing_else_does() -> None:
         ("[]", "is not a baseline"),
         (json.dumps(facts | {"schema": 2}), "another schema"),
         (json.dumps(facts | {"means": [[0.5]]}), "16 times 8 numbers"),
+        (json.dumps(facts | {"means": [[1e-300] * 8] * 16}), "numbers from 1e-06 to 1"),
+        (json.dumps(facts | {"means": [[0.5], [0.1, 0.2]]}), "is not a baseline"),
+        (json.dumps(facts | {"means": [["much"] * 8] * 16}), "is not a baseline"),
+        (json.dumps(facts | {"average": [0.1]}), "lists of the wrong length"),
+        (json.dumps(facts | {"clients": 0}), "no clients"),
+        (json.dumps(facts | {"clients": "many"}), "is not a baseline"),
         (json.dumps(facts | {"extra": 1}), "is not a baseline"),
         (replace(baseline, means=((0.2,) * LANES,) * OCTAVES).to_json(), "no label before it"),
     ]
