@@ -18,6 +18,7 @@ from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed, round_keys
 from hardening.transforms import Op, State, Transform
+from hardening.transforms.release import release, released
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
@@ -128,7 +129,8 @@ class Pipeline:
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
 
-        `other`: scores of the unreleased output, in the same shape.
+        `other`: scores of the unreleased output, in the same shape. What is returned holds numbers of the dtype of
+        `scores`.
         """
         rows = np.asarray(scores, np.float64)
         if rows.shape[1] == 0:
@@ -141,7 +143,12 @@ class Pipeline:
         state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
-        return state.rows
+        dtype = scores.dtype if scores.dtype.name in TOLERANCE else np.dtype(np.float64)
+        return released(state.rows, own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
+
+    def keeps_label(self, width: int) -> bool:
+        """Whether the scores name a class, and that of a released row is promised to be the model's own."""
+        return self.space in ("simplex", "logits") and self.guarantee(width).keeps_top1
 
 
 class Program:
@@ -188,13 +195,13 @@ class Program:
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
         space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
+        self._steps, self._keeps = steps, pipeline.keeps_label(width)
+        self._whole: dict[str, NDArray[np.int64]] = {}
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
             (Job.WIDTH, width),
             (Job.SPACE, space),
             (Job.LOGITS, int(pipeline.space == "logits")),
-            (Job.STEPS, steps.ctypes.data),
-            (Job.COUNT, len(steps)),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
             (Job.CELL_KEY, self._keep(cell_key)),
@@ -214,9 +221,18 @@ class Program:
             self._promises[itemsize] = self.pipeline.guarantee(self.width, itemsize)
         return self._promises[itemsize]
 
-    def job(self) -> NDArray[np.int64]:
-        """A new job of this program, without scores; the program must outlive it."""
-        return self._job.copy()
+    def job(self, dtype: str) -> NDArray[np.int64]:
+        """A new job of this program for scores that leave as `dtype`, but without them; the program must outlive it."""
+        steps = self._whole.get(dtype)
+        if steps is None:
+            op = release(dtype, self.pipeline.space == "simplex", self._keeps)
+            last = np.zeros((1, layout.STEP), np.int64)
+            last[0, Step.FUNCTION] = kernels.address(op.call)
+            last[0, Step.PARAMS] = self._keep(np.array(op.params))
+            steps = self._whole[dtype] = np.concatenate([self._steps, last])
+        job = self._job.copy()
+        job[Job.STEPS], job[Job.COUNT] = steps.ctypes.data, len(steps)
+        return job
 
 
 class Task:
@@ -261,7 +277,7 @@ class Task:
         beside = self._beside = np.empty(self._other.shape)
         self._alive = (words, row, nonces)
         self._traces = (self._work, numbers, scratch, beside, self.summary)
-        self.job = program.job()
+        self.job = program.job(scores.dtype.name)
         for place, value in (
             (Job.SCORES, self._work.ctypes.data),
             (Job.SINGLE, int(self._work.dtype == np.float32)),
