@@ -137,9 +137,9 @@ class Pipeline:
             return rows.copy()
         if self.space in ("simplex", "sigmoid"):
             rows = np.clip(rows, 0.0, 1.0)
+        own = rows.argmax(axis=1)
         if self.space == "simplex":
             rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
-        own = rows.argmax(axis=1)
         state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)

@@ -82,17 +82,17 @@ def _total(b: Block, s: Any) -> Any:
 
 @device
 def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
-    """Divides a distribution by its total; returns its first arg-max and its Shannon entropy in bits.
+    """Divides a distribution by its total; returns its first arg-max, before that, and its Shannon entropy in bits.
 
-    `highest` is the largest entry. What lies beyond the end of a row that ends within a vector is zero.
+    `highest` is the largest entry; dividing may tie it with one just below it. What lies beyond the end of a row that ends within a vector is zero.
     """
-    inverse = 1.0 / total
-    high, column = quotient(highest, total, inverse), b.column
+    inverse, column = 1.0 / total, b.column
     first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)
     for i in range(b.m):
-        p = quotient(load(b.w, i), total, inverse)
+        v = load(b.w, i)
+        p = quotient(v, total, inverse)
         store(b.w, i, p)
-        first = smaller(first, where(p == high, column, first))
+        first = smaller(first, where(v == highest, column, first))
         column = column + b.stride
         h = roughly_fused(p, log2(larger(p, least)), h)
     return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
