@@ -116,6 +116,34 @@ def test_every_answer_is_clean(case: Case, width: int, seed: int, flavour: str, 
         assert np.array_equal(harden(case.pipeline, x[i : i + 1], nonces[i : i + 1])[1][0], y[i]), "depends on others"
 
 
+@pytest.mark.parametrize("space", ["simplex", "sigmoid", "logits", "scalar"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.integers(0, 2**32 - 1), st.sampled_from(FLAVOURS))
+def test_the_last_step_is_its_reference_bit_for_bit(
+    space: Any, dtype: str, width: int, seed: int, flavour: str
+) -> None:
+    x, pipeline = scores(space, flavour, 9, width, dtype, seed), Pipeline(space, ())
+    status, y = harden(pipeline, x)
+    assert status == 0
+    assert np.array_equal(y, pipeline.reference(x).astype(dtype))
+
+
+@pytest.mark.parametrize("width", [20_000, 200_000])
+def test_long_rows_in_half_precision_keep_their_mass(width: int) -> None:
+    """Most of their entries are subnormal: each moves by less than 2**-14, and as floats alone they would be lost."""
+    x = np.random.default_rng(0).dirichlet(np.full(width, 5.0), 2).astype("f2")
+    clean = x.astype("f8") / x.sum(axis=1, dtype="f8")[:, None]
+    naive = np.where(x < np.finfo("f2").smallest_normal, 0, x).astype("f8")
+    print(f"{width} classes: mass left by naive flushing {naive.sum(axis=1)}")
+    assert (naive.sum(axis=1) < 0.75).all()
+    status, y = harden(Pipeline("simplex", ()), x)
+    assert status == 0
+    assert broken(x, y, "simplex", True) == set()
+    assert np.abs(y - clean).max() < 2.0**-13
+    assert np.abs(np.cumsum(y - clean, axis=1)).max() < 2.0**-12, "mass stays near where it was"
+
+
 def _art_gaussian(x: NDArray[Any]) -> NDArray[Any]:
     noisy = np.clip(x + np.random.default_rng(0).normal(size=x.shape) * 2, 0, None).astype(x.dtype)
     return np.asarray(noisy / noisy.sum(axis=1, keepdims=True))
