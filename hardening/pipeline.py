@@ -144,7 +144,7 @@ class Pipeline:
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
             state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
         dtype = scores.dtype if scores.dtype.name in TOLERANCE else np.dtype(np.float64)
-        return released(state.rows, own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
+        return released(state.rows, state.own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
 
     def keeps_label(self, width: int) -> bool:
         """Whether the scores name a class, and that of a released row is promised to be the model's own."""

@@ -8,11 +8,15 @@ from hardening.errors import ConfigError
 from hardening.pipeline import Pipeline
 from hardening.transforms import (
     TRANSFORMS,
+    BoundaryRandomisedResponse,
+    Canary,
     Clip,
     Cutoff,
     DynaNoise,
+    Exponential,
     Gaussian,
     Grad2,
+    KRandomisedResponse,
     LabelOnly,
     Laplace,
     Mad,
@@ -20,6 +24,7 @@ from hardening.transforms import (
     Misinformation,
     Mld,
     Noise,
+    PermuteAndFlip,
     Project,
     RandomTarget,
     ReverseSigmoid,
@@ -44,6 +49,10 @@ EXAMPLES: dict[str, tuple[Transform, ...]] = {
     "laplace": (Laplace(scale=0.1), Laplace(scale=0.1, key="cell", scope="client")),
     "staircase": (Staircase(scale=0.2, sensitivity=0.1),),
     "project": (Project(keep_top1=True), Project()),
+    "permute_and_flip": (PermuteAndFlip(epsilon=8.0), PermuteAndFlip(epsilon=8.0, key="cell", scope="client")),
+    "exponential": (Exponential(epsilon=8.0),),
+    "k_rr": (KRandomisedResponse(epsilon=2.0), KRandomisedResponse(epsilon=0.0)),
+    "boundary_rr": (BoundaryRandomisedResponse(epsilon=0.5, margin=0.3),),
     "reverse_sigmoid": (ReverseSigmoid(beta=0.01, gamma=0.2), ReverseSigmoid(allow_flip=True)),
     "random_target": (RandomTarget(l1=0.5), RandomTarget(l1=2.0, keep_top1=False)),
     "memguard": (MemGuard(l1=0.3), MemGuard(l1=2.0)),
@@ -52,6 +61,7 @@ EXAMPLES: dict[str, tuple[Transform, ...]] = {
     "mad": (Mad(l1=0.5), Mad(l1=2.0), Mad(l1=0.0), Mad(l1=2.0, keep_top1=False)),
     "grad2": (Grad2(l1=0.5), Grad2(l1=2.0), Grad2(l1=0.0), Grad2(l1=2.0, keep_top1=False)),
     "misinformation": (Misinformation(tau=0.5, nu=20.0),),
+    "canary": (Canary(rate=0.5),),
 }
 
 
