@@ -17,7 +17,7 @@ from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed, round_keys
-from hardening.transforms import Op, State, Transform
+from hardening.transforms import Op, Round, State, Transform, Types
 from hardening.transforms.release import release, released
 from hardening.types import Guarantee, OutputSpace, SpaceKind
 
@@ -146,6 +146,13 @@ class Pipeline:
         dtype = scores.dtype if scores.dtype.name in TOLERANCE else np.dtype(np.float64)
         return released(state.rows, state.own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
 
+    @property
+    def ends_on_grid(self) -> bool:
+        """Whether rows leave as multiples of 1/n on the simplex, n at most 2**20: float32 tells all of these apart."""
+        last = self.transforms[-1] if self.transforms else None
+        units = last.n if isinstance(last, Types) else last.units if isinstance(last, Round) else math.inf
+        return self.space == "simplex" and units <= 1 << 20
+
     def keeps_label(self, width: int) -> bool:
         """Whether the scores name a class, and that of a released row is promised to be the model's own."""
         return self.space in ("simplex", "logits") and self.guarantee(width).keeps_top1
@@ -223,7 +230,8 @@ class Program:
 
     def job(self, dtype: str) -> NDArray[np.int64]:
         """A new job of this program for scores that leave as `dtype`, but without them; the program must outlive it."""
-        steps = self._whole.get(dtype)
+        grid = self.pipeline.ends_on_grid and dtype != "float16"  # whose points are numbers that may leave
+        steps = self._steps if grid else self._whole.get(dtype)
         if steps is None:
             op = release(dtype, self.pipeline.space == "simplex", self._keeps)
             last = np.zeros((1, layout.STEP), np.int64)

@@ -1,4 +1,4 @@
-"""What holds for every answer, whatever the transform: each invariant over the registry, and a naive build that breaks it.
+"""What holds for every answer, whatever the transform: each invariant, and a naive build that breaks it.
 
 `broken` says which invariants a row violates. The naive builds are what such post-processing commonly looks like; each
 of them fails the test that ours passes.
@@ -6,11 +6,8 @@ of them fails the test that ours passes.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,75 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import hardening
-from hardening.config import KeySource, Output, Policy
-from hardening.errors import ConfigError, ReleaseError
 from hardening.kernels import layout
 from hardening.noise import Key, noise_table
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
 from hardening.transforms import TRANSFORMS, Gaussian, Noise, Project, Round, Temperature, TopK, Types
-from hardening.transforms.release import largest_gap
 from tests.registry import CASES, EXAMPLES, Case
+from tests.rows import DTYPES, FLAVOURS, KEY, broken, harden, scores
 
-KEY = Key(1, "chacha20", bytes(range(32)))
-DTYPES = ("f2", "f4", "f8")
-FLAVOURS = ("spread", "peaked", "uniform", "one-hot", "ties", "near", "tiny", "huge")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def scores(space: str, flavour: str, rows: int, width: int, dtype: str, seed: int) -> NDArray[Any]:
-    """Rows that a model may return in this space, the awkward ones among them."""
-    rng, about = np.random.default_rng(seed), np.finfo(dtype)
-    if space == "simplex":
-        concentration = {"peaked": 0.03, "uniform": 1e9}.get(flavour, 1.0)
-        x = rng.dirichlet(np.full(width, concentration), rows)
-        if flavour == "one-hot":
-            x = np.eye(width)[rng.integers(width, size=rows)]
-        if flavour == "tiny":
-            x = np.full((rows, width), float(about.smallest_subnormal) * 3)
-            x[:, -1] = 1.0
-    else:
-        x = rng.normal(size=(rows, width)) if space not in ("sigmoid", "multilabel") else rng.random((rows, width))
-        if flavour == "tiny":
-            x = np.full((rows, width), float(about.smallest_subnormal) * -3 * (space not in ("sigmoid", "multilabel")))
-        if flavour == "huge" and space not in ("sigmoid", "multilabel"):
-            x = rng.choice([-1.0, 1.0], (rows, width)) * float(about.max)
-    out = x.astype(dtype)
-    if flavour in ("ties", "near") and width > 1:
-        out[:, 0] = out.max(axis=1)
-        out[:, -1] = out[:, 0] if flavour == "ties" else np.nextafter(out[:, 0], out.dtype.type(0))
-        if space == "simplex":
-            out /= out.sum(axis=1, dtype=np.float64)[:, None].astype(dtype)
-    return out
-
-
-def broken(x: NDArray[Any], y: NDArray[Any], space: str, keeps: bool) -> set[str]:
-    """The invariants that the answer y to the scores x violates."""
-    found = set()
-    if (x.shape, x.dtype) != (y.shape, y.dtype):
-        found.add("shape or dtype")
-    if not np.isfinite(y).all():
-        found.add("finite")
-    if ((y != 0) & (np.abs(y) < np.finfo(y.dtype).smallest_normal)).any():
-        found.add("normal")
-    if (np.signbit(y) & (y == 0)).any():
-        found.add("one zero")
-    if space == "simplex" and "finite" not in found:
-        most = largest_gap(y.shape[1], y.dtype)
-        if (y < 0).any() or any(abs(math.fsum((-1.0, *row))) > most for row in y.astype("f8").tolist()):
-            found.add("simplex")
-    if space in ("sigmoid", "multilabel") and ((y < 0) | (y > 1)).any():
-        found.add("range")
-    if keeps and y.size and not np.array_equal(y.argmax(axis=1), x.argmax(axis=1)):
-        found.add("label")
-    return found
-
-
-def harden(pipeline: Pipeline, x: NDArray[Any], nonces: Any = None, key: Key = KEY) -> tuple[int, NDArray[Any]]:
-    out = x.copy()
-    if nonces is None:
-        nonces = np.arange(3 * len(x), dtype=np.uint32).reshape(-1, 3)
-    return Task(Program(pipeline, x.shape[1], key, "p", "m"), out, len(out), nonces).run(), out
 
 
 def test_every_kind_of_transform_has_examples() -> None:
@@ -140,8 +76,11 @@ def test_long_rows_in_half_precision_keep_their_mass(width: int) -> None:
     status, y = harden(Pipeline("simplex", ()), x)
     assert status == 0
     assert broken(x, y, "simplex", True) == set()
-    assert np.abs(y - clean).max() < 2.0**-13
-    assert np.abs(np.cumsum(y - clean, axis=1)).max() < 2.0**-12, "mass stays near where it was"
+    change, top = y - clean, x.argmax(axis=1)
+    assert np.abs(np.cumsum(change, axis=1)).max() < 2.0**-12, "mass stays near where it was"
+    assert np.abs(change[[0, 1], top]).max() < 3 * 2.0**-14
+    change[[0, 1], top] = 0
+    assert np.abs(change).max() < 2.0**-14
 
 
 def _art_gaussian(x: NDArray[Any]) -> NDArray[Any]:
@@ -179,7 +118,7 @@ def test_a_million_noisy_scores_without_nan() -> None:
         lost = int(np.isnan(_art_gaussian(x)).any(axis=1).sum())
     share, error = lost / len(x), 4 * math.sqrt(lost) / len(x)
     print(f"rows of NaN: naive {share:.4f} +- {error:.4f}, ours 0 of {len(x)}")
-    assert 0.05 < share - error
+    assert share - error > 0.05
     nonces = np.random.default_rng(1).integers(0, 2**32, (len(x), 3), dtype=np.uint32)
     status, y = harden(Pipeline("simplex", (Gaussian(sigma=2.0), Project())), x, nonces)
     assert status == 0
@@ -273,7 +212,7 @@ def test_change_is_bounded(case: Case, width: int, seed: int, flavour: str) -> N
     if case.transform.kind == "clip" and len(case.pipeline.transforms) == 1:
         assert (np.minimum(np.maximum(x, 0.05), 0.6) == y).all()
     if space == "simplex":
-        assert np.abs(y - x).sum(axis=1).max() <= 2.0
+        assert np.abs(y - x).sum(axis=1).max() <= 2.0 + 1e-12
 
 
 def test_a_naive_normal_draw_has_no_bound() -> None:
@@ -285,84 +224,8 @@ def test_a_naive_normal_draw_has_no_bound() -> None:
     assert np.abs(y).max() <= _reach(noise, "scalar", 1)
 
 
-BAD = {
-    "nan": (math.nan, layout.NOT_FINITE),
-    "infinity": (math.inf, layout.NOT_FINITE),
-    "minus infinity": (-math.inf, layout.NOT_FINITE),
-    "negative": (-0.3, layout.NOT_SIMPLEX),
-    "above one": (1.4, layout.NOT_SIMPLEX),
-}
-
-
 @every_case
-@pytest.mark.parametrize("bad", BAD)
-def test_bad_rows_are_refused_by_name(case: Case, bad: str) -> None:
-    value, problem = BAD[bad]
-    space = case.pipeline.space
-    if problem == layout.NOT_SIMPLEX and space not in ("simplex", "sigmoid", "multilabel"):
-        return
-    for dtype in DTYPES:
-        for width in (3, 70):
-            x = scores(space, "spread", 11, width, dtype, 0)
-            x[7, 1] = value
-            assert harden(case.pipeline, x)[0] == 8 * 8 + problem
-
-
-@every_case
-def test_rows_that_are_no_distribution_are_refused(case: Case) -> None:
-    if case.pipeline.space != "simplex":
-        return
-    for dtype, tolerance in (("f2", 1e-2), ("f4", 1e-3), ("f8", 1e-3)):
-        x = scores("simplex", "spread", 3, 4, dtype, 0)
-        for factor, refused in ((0.0, True), (1 + 2 * tolerance, True), (1 - 2 * tolerance, True), (1 + tolerance / 4, False)):
-            y = x.copy()
-            y[1] = y[1] * factor
-            status, _ = harden(case.pipeline, y)
-            assert status == (2 * 8 + layout.NOT_SIMPLEX if refused else 0), (dtype, factor)
-
-
-@every_case
-@pytest.mark.parametrize("width", [0, 1, 200_000])
-def test_rows_of_any_width(case: Case, width: int) -> None:
-    """None, one, very many classes: a clean answer, or an error of the policy that says why."""
-    for dtype in DTYPES if width < 2 else ("f2", "f4"):
-        x = scores(case.pipeline.space, "spread", 1, width, dtype, 1) if width else np.zeros((3, 0), dtype)
-        try:
-            status, y = harden(case.pipeline, x)
-        except ConfigError as problem:
-            assert re.search("class 0 does not exist|with 200000 classes these change the top class", str(problem))
-            continue
-        assert status == 0
-        assert broken(x, y, case.pipeline.space if width else "none", case.pipeline.keeps_label(width)) == set()
-
-
-def guard_of(case: Case, root: Path) -> hardening.Guard:
-    output = Output(space=case.pipeline.space, tiers={"normal": case.pipeline.transforms})
-    return hardening.Guard(Policy({"p": output}, key=KeySource("file:k.key", create=True), root=root), "m")
-
-
-@every_case
-def test_arrays_however_they_lie(case: Case, tmp_path: Path) -> None:
-    """Fortran order, strides, read-only memory: the same answer, and the caller's array stays as it is."""
-    with guard_of(case, tmp_path) as guard:
-        for dtype in DTYPES:
-            x = scores(case.pipeline.space, "spread", 6, 5, dtype, 2)
-            asked = {"x": np.arange(12.0).reshape(6, 2)}
-            expected = guard.harden({"p": x}, inputs=asked)["p"]
-            padded = np.zeros((12, 10), dtype)
-            padded[::2, ::2] = x
-            sealed = x.copy()
-            sealed.flags.writeable = False
-            for given in (np.asfortranarray(x), padded[::2, ::2], sealed, x[::-1].copy()[::-1]):
-                assert np.array_equal(guard.harden({"p": given}, inputs=asked)["p"], expected)
-                assert np.array_equal(given, x)
-            decision = guard.admit("alice", 6)
-            with pytest.raises(ReleaseError, match="read-only"):
-                guard.release(decision, {"p": sealed}, asked)
-
-
-@every_case
-def test_same_question_same_answer_within_an_epoch(case: Case, tmp_path: Path) -> None:
+def test_same_question_same_answer_within_an_epoch(case: Case) -> None:
     """And another one in the next, wherever something is drawn. A naive draw differs each time."""
     x = scores(case.pipeline.space, "spread", 40, 6, "f8", 4)
     nonces = np.random.default_rng(2).integers(0, 2**32, (40, 3), dtype=np.uint32)
@@ -373,59 +236,6 @@ def test_same_question_same_answer_within_an_epoch(case: Case, tmp_path: Path) -
     assert np.array_equal(first, later) != draws
     rng = np.random.default_rng(0)
     assert not np.array_equal(x + rng.normal(size=x.shape), x + rng.normal(size=x.shape))
-
-
-NOISES = [kind for kind, made in TRANSFORMS.items() if issubclass(made, Noise)]
-
-
-@pytest.mark.parametrize("kind", NOISES)
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, -math.inf, math.nan, 2.0**-41, 2.0**41, 5e-324])
-def test_noise_of_impossible_scale_is_refused(kind: str, scale: float) -> None:
-    made: Any = TRANSFORMS[kind]
-    with pytest.raises(ValueError, match=f"^{made.scale_name}: "):
-        made(**{made.scale_name: scale}, sensitivity=1.0)
-
-
-@pytest.mark.parametrize("kind", NOISES)
-def test_noise_below_its_grid_is_refused(kind: str) -> None:
-    made: Any = TRANSFORMS[kind]
-    for grid in (3, 40, -5):
-        with pytest.raises(ValueError, match=r"^grid: must be a whole number from \d+ to \d+, not "):
-            made(**{made.scale_name: 0.01}, sensitivity=0.01, grid=grid)
-
-
-BUDGETED = [kind for kind, made in TRANSFORMS.items() if "l1" in made.__dataclass_fields__]
-
-
-@pytest.mark.parametrize("kind", BUDGETED)
-def test_budgets_of_nothing_and_of_everything(kind: str) -> None:
-    """0 leaves rows as they are or is refused, 2 is as far as two distributions can be, what is no budget is refused."""
-    made: Any = TRANSFORMS[kind]
-    for l1 in (-0.1, 2.1, math.nan, math.inf, True, "1"):
-        with pytest.raises(ValueError, match="^l1: "):
-            made(l1=l1)
-    x = scores("simplex", "spread", 30, 6, "f8", 5)
-    if kind in ("random_target", "memguard"):
-        with pytest.raises(ValueError, match="^l1: must be above 0"):
-            made(l1=0)
-    else:
-        status, y = harden(Pipeline("simplex", (made(l1=0),)), x)
-        assert status == 0
-        np.testing.assert_allclose(y, x, rtol=0, atol=2e-15)
-    status, y = harden(Pipeline("simplex", (made(l1=2),)), x)
-    assert status == 0
-    assert broken(x, y, "simplex", True) == set()
-    assert 0.1 < np.abs(y - x).sum(axis=1).max() <= 2.0
-
-
-def test_numbers_that_are_none_are_refused_everywhere() -> None:
-    """NaN in any number of any transform."""
-    for kind, examples in EXAMPLES.items():
-        for field in dataclasses.fields(examples[0]):
-            if "float" in str(field.type) or "int" in str(field.type):
-                with pytest.raises(ValueError, match=f"{field.name}|missing"):
-                    dataclasses.replace(examples[0], **{field.name: math.nan})
-                    pytest.fail(f"{kind}.{field.name} may be NaN")
 
 
 def test_rounding_to_many_decimals_is_all_a_dtype_has() -> None:

@@ -84,7 +84,8 @@ def _total(b: Block, s: Any) -> Any:
 def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
     """Divides a distribution by its total; returns its first arg-max, before that, and its Shannon entropy in bits.
 
-    `highest` is the largest entry; dividing may tie it with one just below it. What lies beyond the end of a row that ends within a vector is zero.
+    `highest` is the largest entry, which dividing may tie with one just below it. What lies beyond the end of a row
+    that ends within a vector is zero.
     """
     inverse, column = 1.0 / total, b.column
     first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)

@@ -48,7 +48,7 @@ def mean(values: Any) -> Mean:
 
 
 def draws(*context: Any) -> Scores:
-    """Naive keyed draws: for each of the given arrays' places a normal number that is a function of what stands there."""
+    """Naive keyed draws: at each place of the given arrays a normal number, a function of what stands there."""
 
     def one(*at: Any) -> float:
         digest = hashlib.blake2b(repr(at).encode(), digest_size=8).digest()
@@ -102,7 +102,7 @@ def collusion(oracle: Oracle, clients: int = 50) -> Mean:
 
 
 def slope(oracle: Oracle) -> Mean:
-    """How often the answers to two questions 1e-4 apart tell which of them has the larger score; equals tell nothing."""
+    """How often the answers to two questions 1e-4 apart tell whose score is larger; equal ones tell nothing."""
     x, coins = targets(3), np.random.default_rng(3).random((2, TRIALS)) < 0.5
     first, second = np.where(coins[0], [x, x + 1e-4], [x + 1e-4, x])
     difference = oracle(second, "a") - oracle(first, "a")

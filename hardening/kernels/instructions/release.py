@@ -27,7 +27,7 @@ from hardening.kernels.lanes import (
     to_single,
     where,
 )
-from hardening.kernels.memory import load, scatter, store
+from hardening.kernels.memory import load, store
 
 #: Units of exact sums: 2**-40 and, of what that leaves, 2**-72.
 COARSE, FINE = 2.0**40, 2.0**32
