@@ -17,27 +17,40 @@ from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed, round_keys
-from hardening.transforms import Op, Round, State, Transform, Types
+from hardening.transforms import Clip, Op, Round, State, Transform, Types, boxes
+from hardening.transforms.base import subset_bits
 from hardening.transforms.release import release, released
-from hardening.types import Guarantee, OutputSpace, SpaceKind
+from hardening.types import Column, Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
-CELL_BITS = 12
-CELLS = 1 << CELL_BITS
+CELLS = 1 << layout.CELL_BITS
 #: Up to this many scores, and up to this many 64-bit words of the question (some 50 microseconds each), an answer is
 #: hardened without letting go of the interpreter's lock.
 SMALL, SMALL_QUESTION = 1 << 14, 1 << 16
 
 
-def declared_space(kind: SpaceKind) -> OutputSpace:
-    """The space that scores of this kind start in, and have to end in."""
-    return OutputSpace(kind, on_simplex=kind == "simplex")
+#: Most logits of a row that are released, and the share of the classes that they are at most. With k numbers a row,
+#: n questions give n k equations in n h + h V unknowns, h being the width of the layer before the V logits: a k below h
+#: leaves any number of questions short of a solution. Where there are few classes, half of them stay unsaid.
+MOST_LOGITS, MOST_LOGITS_SHARE = 16, 0.5
+
+
+def declared_space(kind: SpaceKind, bounds: tuple[float, float] | None = None) -> OutputSpace:
+    """The space that scores of this kind start and have to end in; `bounds` are of ``scalar`` and ``boxes``."""
+    low, high = (0.0, 1.0) if kind in ("sigmoid", "multilabel") else bounds or (-math.inf, math.inf)
+    return OutputSpace(kind, on_simplex=kind == "simplex", low=low, high=high)
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """What one tier does to one output.
+
+    Attributes:
+        bounds: declared range of a ``scalar`` or of the coordinates of ``boxes``: what lies beyond it is brought to its
+            ends before anything else is done.
+        columns: what the columns of ``boxes`` hold.
+        dense: whether logits may be released without a ``top_k``.
 
     Raises ConfigError, with a path relative to the tier, if a transform does not accept what the one before leaves,
     or if the end is not in the declared space.
@@ -46,9 +59,13 @@ class Pipeline:
     space: SpaceKind
     transforms: tuple[Transform, ...]
     path: str = field(default="", compare=False)
+    bounds: tuple[float, float] | None = None
+    columns: tuple[Column, ...] = boxes.BOX
+    dense: bool = False
 
     def __post_init__(self) -> None:
-        list(self.spaces())
+        for part, end in self._ends().items():
+            self._check_end(self._starts()[part], end)
         names = [t.unreleased for t in self.transforms if t.unreleased is not None]
         if len(set(names)) > 1:
             raise ConfigError(
@@ -60,25 +77,65 @@ class Pipeline:
         """The model output that it looks at beside the one it hardens, if any."""
         return next((t.unreleased for t in self.transforms if t.unreleased is not None), None)
 
-    def spaces(self) -> Iterator[OutputSpace]:
-        """The space each transform takes, in order."""
-        space = declared_space(self.space)
+    def _starts(self) -> dict[str, OutputSpace]:
+        """The space of a row; of detections, that of their coordinates and that of their scores."""
+        starts = {"box": declared_space(self.space, self.bounds)}
+        if self.space == "boxes" and "score" in self.columns:
+            starts["score"] = declared_space("sigmoid")
+        return starts
+
+    def _trace(self) -> Iterator[tuple[OutputSpace, OutputSpace]]:
+        """The space before and after each transform."""
+        spaces = self._starts()
         for i, transform in enumerate(self.transforms):
-            yield space
+            if transform.of not in spaces:
+                raise ConfigError(f"{self.path}[{i}].of", "only boxes have scores, and those that columns name")
+            before = spaces[transform.of]
             try:
-                space = transform.space_after(space)
+                spaces[transform.of] = transform.space_after(before)
             except SpaceError as problem:
                 raise ConfigError(f"{self.path}[{i}]", f"{transform.kind} {problem}") from None
-        if self.space == "simplex" and not space.on_simplex:
+            yield before, spaces[transform.of]
+
+    def spaces(self) -> Iterator[OutputSpace]:
+        """The space each transform takes, in order."""
+        return (before for before, _ in self._trace())
+
+    def _ends(self) -> dict[str, OutputSpace]:
+        """What `_starts` has become."""
+        return self._starts() | {t.of: after for t, (_, after) in zip(self.transforms, self._trace(), strict=True)}
+
+    def _check_end(self, start: OutputSpace, end: OutputSpace) -> None:
+        if start.on_simplex and not end.on_simplex:
             raise ConfigError(
                 self.path, 'leaves the simplex, and the output is declared as one: end with {kind = "project"}'
             )
+        if end.low < start.low or end.high > start.high:
+            low, high = f"{start.low:.12g}", f"{start.high:.12g}"
+            clip = f'{{kind = "clip", low = {low}, high = {high}}}'
+            raise ConfigError(self.path, f"leaves the range from {low} to {high} that is declared: end with {clip}")
+        if self.space == "logits" and not self.dense and (end.support or math.inf) > MOST_LOGITS:
+            raise ConfigError(
+                self.path,
+                "releases dense logits, from which the last layer of the model can be found: end with top_k, k at most "
+                f"{MOST_LOGITS}, or with label_only; to release them all the same, say dense = true beside the space",
+            )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries, or fit none."""
+        """Raise ConfigError if what the policy says makes no sense for rows of `width` entries, or fits none."""
+        if self.space == "boxes" and width != len(self.columns):
+            raise ConfigError(
+                self.path, f"boxes have {width} columns here, the policy names {len(self.columns)}: set columns"
+            )
+        few = self._ends()["box"].support
+        if self.space == "logits" and not self.dense and few and few > max(1, int(width * MOST_LOGITS_SHARE)):
+            raise ConfigError(
+                self.path,
+                f"releases {few} of {width} logits: at most half of them, or say dense = true beside the space",
+            )
         for i, transform in enumerate(self.transforms):
             try:
-                transform.needs_width(width)
+                transform.needs_width(self._width_of(transform.of, width))
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
         self.at(width)
@@ -88,61 +145,97 @@ class Pipeline:
         fitted = []
         for i, transform in enumerate(self.transforms):
             try:
-                fitted.append(transform.at(width))
+                fitted.append(transform.at(self._width_of(transform.of, width)))
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
-        return Pipeline(self.space, tuple(fitted), self.path)
+        return replace(self, transforms=tuple(fitted))
+
+    def _width_of(self, part: str, width: int) -> int:
+        """Entries of one part of a row."""
+        return len(boxes.places(self.columns, part)) if self.space == "boxes" else width
 
     def guarantee(self, width: int | None, itemsize: int = 4) -> Guarantee:
         """What one row of the released answer promises; its bits never exceed those of the raw dtype."""
+        if self.space != "boxes":
+            return self._promise("box", width, itemsize)
+        parts = [self._promise(part, self._width_of(part, 0), itemsize) for part in self._starts()]
+        return boxes.both(parts, 8.0 * itemsize * self._width_of("label", 0))
+
+    def _promise(self, part: str, width: int | None, itemsize: int) -> Guarantee:
         raw = math.inf if width is None else 8.0 * itemsize * width
         promise = Guarantee("capacity", "answer", bits=raw, keeps_top1=True)
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            promise = transform.guarantee(promise, space, width)
-        if math.isinf(promise.bits) and width is not None:
-            promise = replace(promise, bits=raw)
-        return promise
+            if transform.of == part:
+                promise = transform.guarantee(promise, space, width)
+        few = self._ends()[part].support
+        if width is not None and few is not None and few < width:
+            raw = 8.0 * itemsize * few + subset_bits(width, few)
+        return replace(promise, bits=min(promise.bits, raw))
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
         """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
-        return tuple(
-            (transform, op)
-            for transform, space in zip(self.transforms, self.spaces(), strict=True)
-            for op in transform.lower(space)
-        )
+        return tuple((transform, op) for transform, ops in self._steps() for op in ops)
+
+    def _steps(self) -> list[tuple[Transform, tuple[Op, ...]]]:
+        """The instructions of every transform, and before them of what the output declares."""
+        out = [(t, self._on_part(t.of, t.lower(s))) for t, s in zip(self.transforms, self.spaces(), strict=True)]
+        if self.bounds is not None:
+            limit = Clip(*self.bounds)
+            out.insert(0, (limit, self._on_part("box", limit.lower(declared_space(self.space)))))
+        if self.space == "boxes" and "score" in self.columns:
+            within = (Op("scores.check", (0.0, 1.0)),)
+            out.insert(0, (Clip(0.0, 1.0, of="score"), self._on_part("score", within)))
+        return out
+
+    def _on_part(self, part: str, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return boxes.on_part(ops, self.columns, part) if self.space == "boxes" else ops
 
     def contexts(self) -> Iterator[tuple[str | int | float, ...]]:
         """For every instruction of `lower` what keys its draws: every parameter that shapes them, and all that is done
         before. So two tiers share a draw only where it is applied to the same scores in the same way; otherwise the
         draw would cancel out between them.
         """
-        for i, (transform, space) in enumerate(zip(self.transforms, self.spaces(), strict=True)):
-            before = [repr(t) for t in self.transforms[:i]]
-            for op in transform.lower(space):
-                yield (*transform.context(), *before) if op.keyed else ()
+        before: list[str] = []
+        for transform, ops in self._steps():
+            part = (transform.of,) if self.space == "boxes" else ()
+            for op in ops:
+                yield (*transform.context(), *part, *before) if op.keyed else ()
+            before.append(" ".join((repr(transform), *part)))
 
     def reference(
         self,
         scores: NDArray[Any],
         draws: Iterator[NDArray[Any]] | None = None,
         other: NDArray[Any] | None = None,
+        coverage: int = 0,
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
 
-        `other`: scores of the unreleased output, in the same shape. What is returned holds numbers of the dtype of
-        `scores`.
+        What is returned holds numbers of the dtype of `scores`.
+
+        Args:
+            draws: of the mechanisms, in order.
+            other: scores of the unreleased output, in the same shape.
+            coverage: cells that the client has visited.
         """
-        rows = np.asarray(scores, np.float64)
+        rows = np.array(scores, np.float64)
         if rows.shape[1] == 0:
-            return rows.copy()
-        if self.space in ("simplex", "sigmoid"):
+            return rows
+        for part, start in self._starts().items():
+            at = boxes.places(self.columns, part) if self.space == "boxes" else slice(None)
+            rows[:, at] = np.clip(rows[:, at], start.low, start.high)
+        if self.space == "simplex":
             rows = np.clip(rows, 0.0, 1.0)
         own = rows.argmax(axis=1)
         if self.space == "simplex":
             rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
-        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
+        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64), coverage)
+        given = iter(()) if draws is None else draws
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
+            if self.space == "boxes":
+                state = boxes.reference(transform, state, space, given, self.columns)
+            else:
+                state = transform.at(rows.shape[1]).reference(state, space, given)
         dtype = scores.dtype if scores.dtype.name in TOLERANCE else np.dtype(np.float64)
         return released(state.rows, state.own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
 
@@ -175,7 +268,7 @@ class Program:
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
         lowered = fitted.lower()
-        keyed = {op.keyed for _, op in lowered}
+        keyed: set[str | None] = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)
         self.unreleased = pipeline.unreleased
@@ -201,19 +294,20 @@ class Program:
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
-        space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
+        spaces = {"simplex": layout.SPACE_SIMPLEX} | dict.fromkeys(("sigmoid", "multilabel"), layout.SPACE_SIGMOID)
         self._steps, self._keeps = steps, pipeline.keeps_label(width)
         self._whole: dict[str, NDArray[np.int64]] = {}
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
             (Job.WIDTH, width),
-            (Job.SPACE, space),
+            (Job.SPACE, spaces.get(pipeline.space, layout.SPACE_ANY)),
             (Job.LOGITS, int(pipeline.space == "logits")),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
+            (Job.WATCHES, int(any(op.coverage for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
             (Job.CELL_KEY, self._keep(cell_key)),
             (Job.SIGNS, self._keep(_signs(width, key, model_digest, output))),
-            (Job.CELL_BITS, CELL_BITS),
+            (Job.CELL_BITS, layout.CELL_BITS),
         ):
             self._job[place] = value
 

@@ -11,6 +11,7 @@ from hardening.transforms import (
     BoundaryRandomisedResponse,
     Canary,
     Clip,
+    CoverageNoise,
     Cutoff,
     DynaNoise,
     Exponential,
@@ -24,6 +25,7 @@ from hardening.transforms import (
     Misinformation,
     Mld,
     Noise,
+    Orthogonal,
     PermuteAndFlip,
     Project,
     RandomTarget,
@@ -62,6 +64,8 @@ EXAMPLES: dict[str, tuple[Transform, ...]] = {
     "grad2": (Grad2(l1=0.5), Grad2(l1=2.0), Grad2(l1=0.0), Grad2(l1=2.0, keep_top1=False)),
     "misinformation": (Misinformation(tau=0.5, nu=20.0),),
     "canary": (Canary(rate=0.5),),
+    "coverage_noise": (CoverageNoise(),),
+    "orthogonal": (Orthogonal(),),
 }
 
 
@@ -84,7 +88,7 @@ def case(transform: Transform, space: Any) -> Case | None:
     for before in ((), (bounded,)):
         for after in ends:
             try:
-                return Case(transform, Pipeline(space, (*before, transform, *after)))
+                return Case(transform, Pipeline(space, (*before, transform, *after), dense=space == "logits"))
             except ConfigError:
                 continue
     return None

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.kernels import layout
+from hardening.kernels.layout import Job
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Task
 from hardening.transforms.release import largest_gap
@@ -19,7 +21,8 @@ WITHIN_ONE = ("sigmoid", "multilabel")
 
 
 def scores(space: str, flavour: str, rows: int, width: int, dtype: str, seed: int) -> NDArray[Any]:
-    """Rows that a model may return in this space, the awkward ones among them."""
+    """Rows that a model may return in this space, the awkward ones among them; boxes always have four entries."""
+    width = 4 if space == "boxes" else width
     rng, about = np.random.default_rng(seed), np.finfo(dtype)
     if space == "simplex":
         concentration = {"peaked": 0.03, "uniform": 1e9}.get(flavour, 1.0)
@@ -67,7 +70,10 @@ def broken(x: NDArray[Any], y: NDArray[Any], space: str, keeps: bool) -> set[str
 
 
 def harden(pipeline: Pipeline, x: NDArray[Any], nonces: Any = None, key: Key = KEY) -> tuple[int, NDArray[Any]]:
+    """The kernel's status and what it made of a copy of x, for a client who has seen every cell there is."""
     out = x.copy()
     if nonces is None:
         nonces = np.arange(3 * len(x), dtype=np.uint32).reshape(-1, 3)
-    return Task(Program(pipeline, x.shape[1], key, "p", "m"), out, len(out), nonces).run(), out
+    task = Task(Program(pipeline, x.shape[1], key, "p", "m"), out, len(out), nonces)
+    task.job[Job.COVERAGE] = 1 << layout.CELL_BITS
+    return task.run(), out

@@ -69,19 +69,25 @@ REFUSED: dict[tuple[str, int], dict[Transform, str]] = {
 @pytest.mark.parametrize("width", [0, 1, 200_000])
 def test_rows_of_any_width(case: Case, width: int) -> None:
     """None, one, very many classes: a clean answer, or an error of the policy that says why."""
+    space = case.pipeline.space
     for dtype in DTYPES if width < 2 else ("f2", "f4"):
-        x = scores(case.pipeline.space, "spread", 1, width, dtype, 1) if width else np.zeros((3, 0), dtype)
+        if space == "boxes":
+            with pytest.raises(ConfigError, match=f"boxes have {width} columns here, the policy names 4"):
+                harden(case.pipeline, np.zeros((3, width), dtype))
+            continue
+        x = scores(space, "spread", 1, width, dtype, 1) if width else np.zeros((3, 0), dtype)
         if why := REFUSED.get((case.transform.kind, width), {}).get(case.transform):
             with pytest.raises(ConfigError, match=why):
                 harden(case.pipeline, x)
             continue
         status, y = harden(case.pipeline, x)
         assert status == 0
-        assert broken(x, y, case.pipeline.space if width else "none", case.pipeline.keeps_label(width)) == set()
+        assert broken(x, y, space if width else "none", case.pipeline.keeps_label(width)) == set()
 
 
 def guard_of(case: Case, root: Path) -> hardening.Guard:
-    output = Output(space=case.pipeline.space, tiers={"normal": case.pipeline.transforms})
+    pipeline = case.pipeline
+    output = Output(space=pipeline.space, tiers={"normal": pipeline.transforms}, dense=pipeline.dense)
     return hardening.Guard(Policy({"p": output}, key=KeySource("file:k.key", create=True), root=root), "m")
 
 

@@ -38,7 +38,8 @@ def test_check(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", path]) == 0
     assert "valid; outputs p, q; tiers normal, label" in capsys.readouterr().out
     assert main(["check", path, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"valid": True, "outputs": ["p", "q"], "tiers": ["normal", "label"]}
+    facts = {"valid": True, "outputs": ["p", "q"], "tiers": ["normal", "label"], "warnings": []}
+    assert json.loads(capsys.readouterr().out) == facts
 
 
 def test_explain(path: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import hashlib, sys
 import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.kernels.layout import Job
 from hardening.transforms import *
 
 key = Key(1, sys.argv[1], bytes(range(32)))
@@ -37,6 +38,8 @@ tiers = [
     ("logits", (Canary(rate=0.5), KRandomisedResponse(epsilon=2.0))),
     ("logits", (Clip(low=-5.0, high=5.0), BoundaryRandomisedResponse(epsilon=1.0, margin=1.0))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
+    ("scalar", (Clip(low=-1.3, high=2.7), Types(n=7))),
+    ("embedding", (CoverageNoise(), Orthogonal(), Round(decimals=5))),
 ]
 digest = hashlib.sha256()
 for space, transforms in tiers:
@@ -51,7 +54,9 @@ for space, transforms in tiers:
             program = Program(Pipeline(space, transforms), width, key, "p", "m")
             question = Question(key, "m", asked, rows) if program.keyed_by_input else None
             other = rng.dirichlet(np.full(width, 0.5), rows) if program.unreleased else None
-            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other).run() == 0
+            task = Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other)
+            task.job[Job.COVERAGE] = 2000
+            assert task.run() == 0
             digest.update(scores.tobytes())
 print(digest.hexdigest())
 """

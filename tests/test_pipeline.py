@@ -25,6 +25,7 @@ from hardening.transforms import (
     BoundaryRandomisedResponse,
     Canary,
     Clip,
+    CoverageNoise,
     Cutoff,
     DynaNoise,
     Exponential,
@@ -38,6 +39,7 @@ from hardening.transforms import (
     Misinformation,
     Mld,
     Noise,
+    Orthogonal,
     PermuteAndFlip,
     Project,
     RandomTarget,
@@ -127,7 +129,7 @@ def run(
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[Any]]:
     """The noise or words that the kernel must have used: another implementation of the cipher, the table in numpy."""
     fitted = pipeline.at(width)
-    for (_, op), context in zip(fitted.lower(), fitted.contexts(), strict=True):
+    for (transform, op), context in zip(fitted.lower(), fitted.contexts(), strict=True):
         if op.keyed is None:
             continue
         secret = derive(key, "noise", "m", "p", *context)
@@ -135,8 +137,8 @@ def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key =
         if op.law is None:
             yield np.array(streams).reshape(len(nonces), width)
             continue
-        table = noise_table(op.law)
-        yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)
+        table, n = noise_table(op.law), pipeline.columns.count(transform.of) if pipeline.space == "boxes" else width
+        yield np.array([reference_noise(table, stream[:n]) for stream in streams]).reshape(len(nonces), n)
 
 
 def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np.float64]:
@@ -182,13 +184,16 @@ def test_kernel_equals_reference(name: str, cipher: str, width: int, seed: int, 
         ("logits", (BoundaryRandomisedResponse(epsilon=0.0, margin=2.0),)),
         ("sigmoid", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), Round(decimals=1))),
         ("sigmoid", (LabelOnly(),)),
+        ("multilabel", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), TopK(k=4), Round(decimals=2))),
+        ("multilabel", (TopK(k=20), Types(n=7))),
+        ("multilabel", (TopK(k=1), LabelOnly())),
         ("scalar", (Laplace(scale=3.0), Round(decimals=0))),
         ("embedding", (Gaussian(sigma=0.02), Round(decimals=3))),
     ],
 )
 def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...], cipher: str) -> None:
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(6, 17)) * 4 if space != "sigmoid" else rng.random((6, 17))
+    x = rng.normal(size=(6, 17)) * 4 if space not in ("sigmoid", "multilabel") else rng.random((6, 17))
     nonces = rng.integers(0, 2**32, (6, 3), dtype=np.uint32)
     pipeline = Pipeline(space, transforms)
     status, out = run(pipeline, x, nonces, key=KEYS[cipher])
@@ -202,7 +207,7 @@ def test_masked_scores_may_be_the_least_floats(width: int) -> None:
     x = np.full((9, width), np.finfo(np.float64).min)
     x[:, 2] /= 2
     for transforms in ((LabelOnly(),), (Clip(low=-2.0, high=2.0), TopK(k=2)), (Temperature(t=0.5),)):
-        pipeline = Pipeline("logits", transforms)
+        pipeline = Pipeline("logits", transforms, dense=True)
         status, out = run(pipeline, x)
         assert status == 0
         with np.errstate(over="ignore"):
@@ -396,11 +401,11 @@ def test_same_question_same_noise_and_nothing_else_shares_it(cipher: str) -> Non
 def test_a_draw_is_not_shared_where_it_would_cancel_out() -> None:
     """The same noise on scores and on their halves would give the scores away: twice the difference."""
     x, nonce = np.array([[3.0, -1.0, 0.5]]), np.array([[1, 2, 3]], np.uint32)
-    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),)), x, nonce)[1]
-    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5))), x, nonce)[1]
+    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),), dense=True), x, nonce)[1]
+    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5)), dense=True), x, nonce)[1]
     assert np.abs(2 * (plain - halved) - x).max() > 0.1
     # What comes after is a function of the noisy scores, which are therefore the same.
-    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1))), x, nonce)[1]
+    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1)), dense=True), x, nonce)[1]
     assert np.array_equal(rounded, np.rint(plain * 10) / 10)
 
 
@@ -481,6 +486,19 @@ def test_cell_noise_gives_near_duplicates_nothing(cipher: str) -> None:
         ("scalar", (LabelOnly(),), "tier[0]"),
         ("labels", (Round(decimals=1),), "tier[0]"),
         ("embedding", (Project(),), "tier[0]"),
+        ("embedding", (Types(n=5),), "tier[0]"),
+        ("scalar", (Types(n=5),), "tier[0]"),
+        ("scalar", (Orthogonal(),), "tier[0]"),
+        ("simplex", (CoverageNoise(),), "tier[0]"),
+        ("sigmoid", (TopK(k=1),), "tier[0]"),
+        ("multilabel", (TopK(k=1, remainder="spread"),), "tier[0]"),
+        ("multilabel", (Gaussian(sigma=0.1),), "tier"),
+        ("boxes", (LabelOnly(),), "tier[0]"),
+        ("boxes", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("scalar", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("logits", (), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=17)), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=3), Gaussian(sigma=0.1)), "tier"),
         ("logits", (Exponential(epsilon=1.0),), "tier[0]"),
         ("logits", (PermuteAndFlip(epsilon=1.0),), "tier[0]"),
         ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=1.0), Exponential(epsilon=1.0)), "tier[2]"),

@@ -19,7 +19,7 @@ from hardening import accounting
 from hardening.cli import main
 from hardening.cli.promises import conversion, loss_in_words
 from hardening.config import KeySource, Output, Policy, parse_policy
-from hardening.pipeline import Pipeline
+from hardening.pipeline import Pipeline, declared_space
 from hardening.transforms import (
     Clip,
     Gaussian,
@@ -223,7 +223,7 @@ STEPS = NOISES | st.sampled_from(
 @given(st.lists(STEPS, max_size=5), st.sampled_from([None, 1, 2, 10]))
 def test_whatever_is_piled_up_a_loss_has_its_noise(steps: list[Transform], width: int | None) -> None:
     """Folded over any pipeline: a loss only after noise with a sensitivity, never below what the best of it gives."""
-    given, (space,) = Guarantee("capacity", "answer"), Pipeline("sigmoid", (KNOWN,)).spaces()
+    given, space = Guarantee("capacity", "answer"), declared_space("sigmoid")
     for step in steps:
         given = step.guarantee(given, space, width)
     noises = [step for step in steps if isinstance(step, Noise) and step.key != "cell"]
@@ -281,7 +281,7 @@ def test_toml_and_python_are_equal() -> None:
         ("gaussian, sigma = 1e-13", "sigma", "the noise scale must be between 2**-40 and 2**40"),
         ("gaussian, sigma = 0.05, grid = 2", "grid", "must be a whole number from 5 to 15, not 2"),
         ("gaussian, sigma = 0.05, grid = 16", "grid", "must be a whole number from 5 to 15, not 16"),
-        ("gaussian, sigma = 0.05, grid = 8.0", "grid", "wrong type"),
+        ("gaussian, sigma = 0.05, grid = 8.0", "grid", "must be a whole number"),
         ("laplace, scale = 0.0", "scale", "must be a positive finite number"),
         ("laplace, scale = 0.1, epsilon = 1.0, sensitivity = 0.1", "epsilon", "scale is given too"),
         ("laplace, epsilon = 1.0", "sensitivity", "missing; give scale, or epsilon and sensitivity"),

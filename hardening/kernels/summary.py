@@ -24,6 +24,7 @@ from hardening.kernels.lanes import (
     rint,
     roughly_fused,
     smaller,
+    some,
     where,
 )
 from hardening.kernels.memory import flip, load, store
@@ -87,15 +88,15 @@ def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
     `highest` is the largest entry, which dividing may tie with one just below it. What lies beyond the end of a row
     that ends within a vector is zero.
     """
-    inverse, column = 1.0 / total, b.column
-    first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)
+    inverse, first, h = 1.0 / total, fill(float(b.n)), fill(0.0)
     for i in range(b.m):
         v = load(b.w, i)
         p = quotient(v, total, inverse)
         store(b.w, i, p)
-        first = smaller(first, where(v == highest, column, first))
-        column = column + b.stride
-        h = roughly_fused(p, log2(larger(p, least)), h)
+        found = v == highest
+        if not b.wide or some(found):  # in a long row it is a rare vector that holds the largest
+            first = smaller(first, where(found, b.column + float(i) * b.stride, first))
+        h = roughly_fused(p, log2(p + 1e-30), h)
     return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
 
 

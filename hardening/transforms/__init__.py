@@ -12,6 +12,7 @@ from hardening.transforms.boundary import BoundaryRandomisedResponse
 from hardening.transforms.canary import Canary
 from hardening.transforms.classes import Cutoff, LabelOnly, TopK
 from hardening.transforms.deception import RandomTarget, ReverseSigmoid
+from hardening.transforms.embedding import CoverageNoise, Orthogonal
 from hardening.transforms.grid import Round, Types, types_bits
 from hardening.transforms.labels import Exponential, KRandomisedResponse, LabelMechanism, PermuteAndFlip
 from hardening.transforms.laws import Gaussian, Laplace, Staircase
@@ -25,6 +26,7 @@ __all__ = [
     "BoundaryRandomisedResponse",
     "Canary",
     "Clip",
+    "CoverageNoise",
     "Cutoff",
     "Draws",
     "DynaNoise",
@@ -41,6 +43,7 @@ __all__ = [
     "Mld",
     "Noise",
     "Op",
+    "Orthogonal",
     "PermuteAndFlip",
     "Project",
     "RandomTarget",
@@ -83,5 +86,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Grad2,
         Misinformation,
         Canary,
+        CoverageNoise,
+        Orthogonal,
     )
 }

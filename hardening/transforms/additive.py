@@ -159,6 +159,13 @@ class Noise(Transform):
             given.insert(0, f"{self.scale_name} fitted to the width")
         return f"{type(self).__name__}({', '.join(given)})"
 
+    def _within(self, space: OutputSpace, width: int | None) -> Noise:
+        """This noise with the sensitivity that a declared range gives, if none is stated."""
+        span = space.high - space.low
+        if self.sensitivity is not None or width is None or space.kind not in ("scalar", "boxes") or span == math.inf:
+            return self
+        return replace(self, sensitivity=span * {"l1": width, "l2": math.sqrt(width), "linf": 1.0}[self.norm])
+
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         if before.relation == "label-rr":
             return replace(before, bits=math.inf, keeps_top1=False)
@@ -172,7 +179,7 @@ class Noise(Transform):
             )
         if _CELL in before.assumptions:  # on either side of an edge, models a hair apart enter this noise far apart
             return replace(before, bits=math.inf, keeps_top1=False)
-        own = self._promise(width)
+        own = self._within(space, width)._promise(width)
         if space.relabelled:
             same = "models are compared only where the same labels were changed before the noise"
             own = replace(own, assumptions=(*own.assumptions, same))

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hardening.transforms.base import Draws, Op, State, Transform, exact_sum, first_argmax, positive, require_on_simplex
+from hardening.transforms.base import (
+    Draws,
+    Op,
+    State,
+    Transform,
+    exact_sum,
+    first_argmax,
+    positive,
+    require,
+    require_on_simplex,
+)
 from hardening.transforms.simplex import MARGIN
 from hardening.types import Guarantee, OutputSpace
 
@@ -67,8 +77,9 @@ class ReverseSigmoid(Transform):
             )
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
-        if space.kind == "sigmoid":
-            return space
+        if space.kind in ("sigmoid", "multilabel"):
+            return replace(space, low=0.0, high=1.0, units=None, support=None)
+        require(space, "simplex", "sigmoid", "multilabel", why="it needs probabilities")
         require_on_simplex(space)
         return replace(space, units=None)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hardening.kernels import layout
 from hardening.kernels.blocks import HUGE, Block, divide, first_equal, place
-from hardening.kernels.job import block_of, fields, own_of, params_of
+from hardening.kernels.job import block_of, fields, own_of, params_of, report
 from hardening.kernels.lanes import (
     WIDTH,
     across_max,
     across_sum,
+    columns,
     device,
     fabs,
     fill,
@@ -37,7 +39,7 @@ def single(job: int) -> None:
     """Scores that leave as float32."""
     j = fields(job)
     b, p = block_of(j), params_of(j)
-    high = _bring_within(b, p[2], p[3], True)
+    high = _bring_within(j, b, p[2], p[3], True)
     if p[1] > 0.0:
         _keep_lead(b, p, high, own_of(j), True)
 
@@ -46,28 +48,35 @@ def double(job: int) -> None:
     """Scores that leave as float64; on the simplex they are divided by their sum once more, where that counts."""
     j = fields(job)
     b, p = block_of(j), params_of(j)
-    high = _bring_within(b, p[2], p[3], False)
+    high = _bring_within(j, b, p[2], p[3], False)
     if p[0] > 0.0:
         off = _gap(b)
         far = fabs(off) > float(b.n) * 2.0**-53
         if some(far):
             total = where(far, fill(1.0) + off, fill(1.0))
             divide(b, total)
-            high = _bring_within(b, p[2], p[3], False)
+            high = _bring_within(j, b, p[2], p[3], False)
     if p[1] > 0.0:
         _keep_lead(b, p, high, own_of(j), False)
 
 
 @device
-def _bring_within(b: Block, least: float, most: float, narrow: bool) -> Any:
-    """No infinity, no subnormal number, no negative zero, rounded to float32 if `narrow`; returns the largest."""
-    none, high = fill(0.0), fill(-HUGE)
+def _bring_within(j: Any, b: Block, least: float, most: float, narrow: bool) -> Any:
+    """No infinity, no subnormal number, no negative zero, rounded to float32 if `narrow`; returns the largest.
+
+    NaN, which sums of the largest floats there are may end in, is an error.
+    """
+    none, high, lost = fill(0.0), fill(-HUGE), fill(0.0)
     for i in range(b.m):
-        v = smaller(larger(load(b.w, i), fill(-most)), fill(most))
+        v = load(b.w, i)
+        nothing = where(v != v, fill(float(layout.OUT_OF_RANGE)), none)
+        lost = larger(lost, where(b.last, nothing, none) if i == b.m - 1 else nothing)
+        v = smaller(larger(v, fill(-most)), fill(most))
         v = where(fabs(v) < least, none, v)
         v = to_single(v) if narrow else v
         store(b.w, i, v)
         high = larger(high, where(b.last, v, high) if i == b.m - 1 else v)
+    report(j, across_max(lost) if b.wide else lost)
     return across_max(high) if b.wide else high
 
 
@@ -126,7 +135,12 @@ def half(job: int) -> None:
     b, p, own = block_of(j), params_of(j), own_of(j)
     for k in range(1 if b.wide else WIDTH):
         stride, first = (1, 0) if b.wide else (WIDTH, k)
-        _row_to_half(b.w[first : first + stride * (b.n - 1) + 1 : stride], p, int(lane(own, k)))
+        row = b.w[first : first + stride * (b.n - 1) + 1 : stride]
+        nothing = 0.0
+        for v in row:
+            nothing = float(layout.OUT_OF_RANGE) if v != v else nothing
+        report(j, where(columns(0) == float(k), fill(nothing), fill(0.0)))
+        _row_to_half(row, p, int(lane(own, k)))
 
 
 @outer
