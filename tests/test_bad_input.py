@@ -99,7 +99,7 @@ def test_arrays_however_they_lie(case: Case, tmp_path: Path) -> None:
             x = scores(case.pipeline.space, "spread", 6, 5, dtype, 2)
             asked = {"x": np.arange(12.0).reshape(6, 2)}
             expected = guard.harden({"p": x}, inputs=asked)["p"]
-            padded = np.zeros((12, 10), dtype)
+            padded = np.zeros((12, 2 * x.shape[1]), dtype)
             padded[::2, ::2] = x
             sealed = x.copy()
             sealed.flags.writeable = False

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import hardening
 from hardening.config import KeySource, Output, Policy
 from hardening.noise import Key
-from hardening.transforms import Clip, Gaussian, Laplace, Noise, Transform
+from hardening.transforms import Canary, Clip, Gaussian, LabelOnly, Laplace, Noise, Transform
 
 SIGMA, TRIALS, REPEATS = 0.2, 400, 256
 Scores = NDArray[np.float64]
@@ -60,12 +60,12 @@ def draws(*context: Any) -> Scores:
 class Ours:
     """A Guard with this noise as an oracle. The key is always the same, so that what is tested here never changes."""
 
-    def __init__(self, root: Path, *transforms: Transform) -> None:
+    def __init__(self, root: Path, *transforms: Transform, space: Any = "scalar") -> None:
         key = root / "k.key"
         if not key.exists():
             key.touch(0o600)
             key.write_text(Key(1, "chacha20", bytes(range(32))).format())
-        output = Output(space="scalar", tiers={"normal": transforms})
+        output = Output(space=space, tiers={"normal": transforms}, dense=space == "logits")
         self.guard = hardening.Guard(Policy({"p": output}, key=KeySource("file:k.key"), root=root), "m")
 
     def __call__(self, x: Scores, client: str = "a") -> Scores:
@@ -255,3 +255,38 @@ def test_two_clients_cannot_be_differenced(tmp_path: Path, noise: tuple[Noise, .
         correlation = float(np.corrcoef(between, model(x))[0, 1])
         print(f"correlation of the difference with the score {correlation:.3f} +- {4 / math.sqrt(TRIALS):.3f}")
         assert abs(correlation) < 4 / math.sqrt(TRIALS)
+
+
+def test_canaries_cannot_be_differenced(tmp_path: Path) -> None:
+    """Two clients of whom one is told another order: under the same noise their difference is what changed places."""
+    rng = np.random.default_rng(8)
+    x, clean = rng.normal(size=(TRIALS, 3)), rng.normal(size=(TRIALS, 6)) * 2
+    top = clean.argmax(axis=1)
+
+    def errors(one: Scores, two: Scores, other: NDArray[np.intp]) -> Mean:
+        """Of the lead over the class that took its place, in deviations."""
+        every = np.arange(len(one))
+        lead = (clean[every, top] - clean[every, other])[other != top]
+        seen = (one[every, top] - two[every, top])[other != top]
+        return mean(np.abs(seen - lead) / SIGMA)
+
+    swapped, other = clean.copy(), np.argsort(-clean, axis=1)[:, 1]
+    every = np.arange(TRIALS)
+    swapped[every, top], swapped[every, other] = clean[every, other], clean[every, top]
+    noise = SIGMA * draws(x[:, :1] * np.ones(6), np.arange(6) * np.ones((TRIALS, 1)))
+    naive = errors(clean + noise, swapped + noise, other)
+    transforms = (Canary(rate=0.5), Gaussian(SIGMA))
+    ours = Ours(tmp_path, *transforms, space="logits").guard
+    told = Ours(tmp_path, Canary(rate=0.5), LabelOnly(), space="logits").guard
+    labels, answers = (
+        [g.harden({"p": clean}, client=c, inputs={"x": x})["p"] for c in ("a", "b")] for g in (told, ours)
+    )
+    first, second = labels[0].argmax(axis=1), labels[1].argmax(axis=1)
+    only = np.where(first == top, second, top)  # the second client was told another class, and the first was not
+    assert (only != top).sum() > 50
+    hidden = errors(answers[0], answers[1], only)
+    print(f"error of a lead from two clients' answers, in deviations: naive {naive}, ours {hidden}")
+    assert naive.high < 1e-9
+    assert hidden.low > 0.6
+    alike = (first == second) & (first == top)
+    assert np.array_equal(answers[0][alike], answers[1][alike]), "who is told the same has the same noise"
