@@ -89,12 +89,15 @@ def _round_types(b: Block, units: float, top: Any) -> None:
         add_at(b, top, extra)
         missing = missing - extra
     mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
-    most = fill(-HUGE)
+    best, lead, column = fill(-HUGE), fill(float(b.n)), b.column
     for i in range(b.m):
         v = load(b.w, i) + load(b.marks, i)
         store(b.w, i, v)
-        most = larger(most, where(b.last, v, most) if i == b.m - 1 else v)
-    lead = first_equal(b, b.w, across_max(most) if b.wide else most)
+        v = where(b.last, v, best) if i == b.m - 1 else v
+        lead, best = where(v > best, column, lead), larger(best, v)
+        column = column + b.stride
+    if b.wide:
+        lead = across_min(where(best == across_max(best), lead, fill(float(b.n))))
     if some(lead != top):
         _restore_top(b, top, lead)
     divide(b, fill(units))
