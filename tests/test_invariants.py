@@ -6,6 +6,7 @@ of them fails the test that ours passes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from hardening.noise import Key, noise_table
 from hardening.pipeline import Pipeline
 from hardening.transforms import (
     TRANSFORMS,
+    Clip,
     CoverageNoise,
     Gaussian,
     Noise,
@@ -29,6 +31,7 @@ from hardening.transforms import (
     Round,
     Temperature,
     TopK,
+    Transform,
     Types,
 )
 from tests.registry import CASES, EXAMPLES, Case
@@ -120,6 +123,12 @@ def test_naive_builds_break_them(name: str) -> None:
         x = np.roll(x, 1, axis=1)
     with np.errstate(all="ignore"):
         assert invariant in broken(x, build(x), space, invariant == "label")
+
+
+def test_naive_noise_depends_on_the_rest_of_the_batch() -> None:
+    """A generator that goes on from row to row gives a row other noise alone; ours is a function of the row's own."""
+    x = scores("simplex", "spread", 9, 5, "f8", 1)
+    assert not np.array_equal(_art_gaussian(x)[3], _art_gaussian(x[3:4])[0])
 
 
 def test_a_million_noisy_scores_without_nan() -> None:
@@ -249,6 +258,40 @@ def test_same_question_same_answer_within_an_epoch(case: Case) -> None:
     assert np.array_equal(first, later) != draws
     rng = np.random.default_rng(0)
     assert not np.array_equal(x + rng.normal(size=x.shape), x + rng.normal(size=x.shape))
+
+
+#: A higher rate makes more canaries beside the same ones; it shapes which rows are changed, not how.
+NOT_KEYED = {("canary", "rate")}
+
+
+@every_case
+def test_two_settings_never_share_a_draw(case: Case) -> None:
+    """Whatever number changes what an instruction does changes the key of all that is drawn with it or after it."""
+
+    def done(transform: Transform) -> tuple[list[Any], list[Any]]:
+        at = case.pipeline.transforms.index(case.transform)
+        changed = (*case.pipeline.transforms[:at], transform, *case.pipeline.transforms[at + 1 :], *later)
+        pipeline = dataclasses.replace(case.pipeline, transforms=changed)
+        ops = [op for _, op in pipeline.lower()]
+        shapes = [(op.call, op.params, op.law, None if op.data is None else op.data.tobytes()) for op in ops]
+        return shapes, [context for op, context in zip(ops, pipeline.contexts(), strict=True) if op.keyed]
+
+    end = (Project(),) if case.pipeline.space == "simplex" else ()
+    later = (Gaussian(0.3), *end, *((Clip(low=0.0, high=1.0),) if case.pipeline.space in WITHIN_ONE else ()))
+    shapes, keys = done(case.transform)
+    assert len(set(keys)) == len(keys)
+    for field in dataclasses.fields(case.transform):
+        value = getattr(case.transform, field.name)
+        if type(value) not in (int, float) or (case.transform.kind, field.name) in NOT_KEYED:
+            continue
+        try:
+            other = dataclasses.replace(
+                case.transform, **{field.name: value + 1 if type(value) is int else value * 0.99}
+            )
+        except ValueError:
+            continue
+        others, other_keys = done(other)
+        assert others == shapes or not set(keys) & set(other_keys), field.name
 
 
 def test_rounding_to_many_decimals_is_all_a_dtype_has() -> None:
