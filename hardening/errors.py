@@ -6,6 +6,7 @@
     |- ModelError(problem)              the model cannot be read, or does not fit the policy; also a ValueError
     |- InputError(problem)              a query is malformed: names, shapes, dtypes; also a ValueError
     |- ReleaseError(output, row, problem)   an answer could not be hardened, so nothing was released
+    |- LedgerError(problem, cause)      the books cannot be had, or cannot be trusted
     |- Denied(client, reason, code)     the policy refuses this caller
 
 The message of an error is for the operator. A remote caller never sees it: bindings send one opaque sentence and the
@@ -62,6 +63,22 @@ class ReleaseError(HardeningError, RuntimeError):
         self.output = output
         self.row = row
         self.problem = problem
+
+
+#: ``unreachable``: no answer. ``full``: no room to write. ``not-durable``: it may forget what it acknowledges.
+LedgerCause = Literal["unreachable", "full", "not-durable"]
+
+
+class LedgerError(HardeningError, RuntimeError):
+    """The durable ledger cannot be had. Inside the hot path the policy's ``ledger.on_failure`` decides instead.
+
+    Attributes:
+        cause: see `LedgerCause`.
+    """
+
+    def __init__(self, problem: str, cause: LedgerCause = "unreachable") -> None:
+        super().__init__(problem)
+        self.cause = cause
 
 
 #: ``exhausted``: a budget is spent (gRPC RESOURCE_EXHAUSTED). ``forbidden``: the caller may not ask

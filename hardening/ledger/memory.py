@@ -1,0 +1,70 @@
+"""Books in memory: for one process, and gone with it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+
+from hardening.ledger.amounts import Kind
+from hardening.ledger.books import Ask, Entry, settle
+from hardening.ledger.store import Balance, Reply, check_number, milliseconds
+from hardening.types import Clock
+
+
+class MemoryStore:
+    """Several replicas of one process may share it.
+
+    Args:
+        clock: seconds since the epoch, for windows.
+    """
+
+    heartbeat = math.inf
+    weakness = ""
+
+    def __init__(self, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[str, Kind], Entry] = {}
+        self._held: dict[str, dict[tuple[str, Kind], int]] = {}
+        self._last: dict[str, int] = {}
+        #: Key, kind, amount and reason of everything granted beyond a bound.
+        self.grants: list[tuple[str, Kind, int, str]] = []
+
+    def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        with self._lock:
+            last = self._last.get(replica, 0)
+            check_number(number, last)
+            self._last[replica] = number
+            held, now = self._held.setdefault(replica, {}), milliseconds(self._clock)
+            reply = Reply(last, [], [])
+            for ask in asks:
+                name = ask.key, ask.kind
+                settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, now)
+                self._entries[name], held[name] = settled.entry, settled.granted
+                reply.granted.append(settled.granted)
+                reply.restored.append(settled.restored)
+            return reply
+
+    def retire(self, replica: str) -> None:
+        with self._lock:
+            self._held.pop(replica, None)
+            self._last.pop(replica, None)
+
+    def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
+        with self._lock:
+            entry = self._entries.get((key, kind), Entry())
+            self._entries[key, kind] = entry._replace(extra=entry.extra + amount)
+            self.grants.append((key, kind, amount, reason))
+
+    def read(self, key: str) -> dict[Kind, Balance]:
+        with self._lock:
+            return {kind: Balance(e.total, e.extra) for (k, kind), e in self._entries.items() if k == key}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def abandon(self) -> None:
+        """The child goes on with a copy, in which the leases of the parent are spent."""
+        self._lock = threading.Lock()

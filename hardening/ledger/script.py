@@ -1,0 +1,115 @@
+"""`books.settle` in Lua, for a Redis or Valkey server, which runs it atomically.
+
+Numbers are doubles there, exact up to twice `amounts.MOST`, and are written out in full: Lua itself keeps 14 digits.
+"""
+
+from __future__ import annotations
+
+from hardening.ledger.amounts import MOST
+from hardening.ledger.books import LAPSE, SHARE
+
+#: KEYS: the replica's record, then the account of each request. ARGV: number of the exchange, seconds to keep the
+#: record, milliseconds since the epoch or "" for the server's own, then kind, own, used, need, want, limit and per of
+#: each request. Returns the number of the exchange before, then granted and restored of each; only the number if this
+#: exchange was overtaken.
+LEASE = f"""
+local SHARE, LAPSE, MOST = {SHARE}, {LAPSE}, {MOST}
+local floor, min, max = math.floor, math.min, math.max
+local function text(number) return string.format('%.0f', number) end
+
+local function goal_of(own, used, need, want, held, available)
+    local goal = max(own, used + min(want, max(need, floor((available + held - used) / SHARE))))
+    goal = min(goal, held + available)
+    if goal >= used + need then return goal end
+    return own
+end
+
+local function filled(e, limit, per, now)
+    if e.stamp == 0 then
+        e.level, e.stamp, e.recent, e.before = limit * per, now, 0, 0
+        return
+    end
+    local earlier = e.stamp
+    if now > e.stamp then
+        e.level = e.level + min(now - e.stamp, per) * limit
+        e.stamp = now
+    elseif e.stamp - now > per then
+        e.stamp = now
+    end
+    local span = max(1, floor(per / LAPSE))
+    local spans = floor(e.stamp / span) - floor(earlier / span)
+    if spans == 1 then
+        e.recent, e.before = 0, e.recent
+    elseif spans > 1 then
+        e.recent, e.before = 0, 0
+    elseif spans < 0 then
+        e.recent, e.before = 0, e.recent + e.before
+    end
+    e.level = min(e.level, max(0, limit - e.recent - e.before) * per)
+end
+
+local function settle(e, recorded, own, used, need, want, limit, per, now)
+    local restored = max(0, own - recorded)
+    if per == 0 then
+        local held = recorded + restored
+        e.total = min(MOST, e.total + restored)
+        local goal = goal_of(own, used, need, want, held, max(0, min(MOST, limit + e.extra) - e.total))
+        e.total = e.total + goal - held
+        return goal, restored
+    end
+    filled(e, limit, per, now)
+    e.level = max(0, e.level - min(restored, limit) * per)
+    local goal = goal_of(own, used, need, want, own, floor(e.level / per))
+    local kept = own - used
+    local moved = min(kept, e.before)
+    e.before, e.recent = e.before - moved, max(e.recent + moved, kept) + goal - own
+    e.level = min(e.level - (goal - own) * per, max(0, limit - e.recent - e.before) * per)
+    e.total = min(MOST, e.total + restored + (goal - own))
+    return goal, restored
+end
+
+local record, number = KEYS[1], tonumber(ARGV[1])
+local last = tonumber(redis.call('HGET', record, 'last') or '0')
+if number <= last then return {{text(last)}} end
+redis.call('HSET', record, 'last', ARGV[1])
+local now = tonumber(ARGV[3])
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
+end
+local reply = {{text(last)}}
+for i = 2, #KEYS do
+    local at = 4 + (i - 2) * 7
+    local kind, n = ARGV[at], {{}}
+    for j = 1, 6 do n[j] = tonumber(ARGV[at + j]) end
+    local held = kind .. ' ' .. KEYS[i]
+    local e = {{total = 0, extra = 0, level = 0, stamp = 0, recent = 0, before = 0}}
+    local entry = redis.call('HGET', KEYS[i], kind)
+    if entry then
+        local total, extra, level, stamp, recent, before =
+            string.match(entry, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+        if not total then return redis.error_reply('the entry of ' .. held .. ' is damaged') end
+        e.total, e.extra, e.level = tonumber(total), tonumber(extra), tonumber(level)
+        e.stamp, e.recent, e.before = tonumber(stamp), tonumber(recent), tonumber(before)
+    end
+    local recorded = tonumber(redis.call('HGET', record, held) or '0')
+    local granted, restored = settle(e, recorded, n[1], n[2], n[3], n[4], n[5], n[6], now)
+    redis.call('HSET', KEYS[i], kind, table.concat({{text(e.total), text(e.extra), text(e.level), text(e.stamp),
+        text(e.recent), text(e.before)}}, ' '))
+    redis.call('HSET', record, held, text(granted))
+    reply[#reply + 1] = text(granted)
+    reply[#reply + 1] = text(restored)
+end
+redis.call('EXPIRE', record, ARGV[2])
+return reply
+"""
+
+#: KEYS: the account, the list of grants. ARGV: kind, amount, the line to remember.
+EXTEND = f"""
+local entry = redis.call('HGET', KEYS[1], ARGV[1]) or '0 0 0 0 0 0'
+local total, extra, rest = string.match(entry, '^(%d+) (%d+) (.*)$')
+extra = math.min({MOST}, tonumber(extra) + tonumber(ARGV[2]))
+redis.call('HSET', KEYS[1], ARGV[1], total .. ' ' .. string.format('%.0f', extra) .. ' ' .. rest)
+redis.call('RPUSH', KEYS[2], ARGV[3])
+return 1
+"""

@@ -1,0 +1,199 @@
+"""Books in a SQLite file: for any number of processes on one machine, durable once acknowledged.
+
+The file is in WAL mode with synchronous=FULL: a commit returns after the log has been synchronised to the disk
+(https://www.sqlite.org/pragma.html#pragma_synchronous). Not for network file systems.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from hardening.errors import ConfigError, LedgerError
+from hardening.ledger.amounts import Kind
+from hardening.ledger.books import Ask, Entry, settle
+from hardening.ledger.store import FORGET, Balance, Reply, check_number, milliseconds
+from hardening.types import Clock
+
+VERSION = 1
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS entries (key TEXT, kind TEXT, total INTEGER NOT NULL, extra INTEGER NOT NULL,
+    level INTEGER NOT NULL, stamp INTEGER NOT NULL, recent INTEGER NOT NULL, before INTEGER NOT NULL,
+    PRIMARY KEY (key, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replicas (replica TEXT PRIMARY KEY, last INTEGER NOT NULL, seen INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (replica TEXT, key TEXT, kind TEXT, granted INTEGER NOT NULL,
+    PRIMARY KEY (replica, key, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS grants (time INTEGER, key TEXT, kind TEXT, amount INTEGER, reason TEXT);
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+#: Connections of the parent. They must not even be closed in the child (https://www.sqlite.org/howtocorrupt.html 2.6).
+_inherited: list[sqlite3.Connection | None] = []
+
+
+class SqliteStore:
+    """One connection, used by one thread at a time.
+
+    Args:
+        path: the file; made, with mode 0600, if it is not there.
+        clock: seconds since the epoch, for windows.
+        timeout: seconds to wait for another process that is writing.
+
+    Raises ConfigError if the file cannot be opened or is something else.
+    """
+
+    heartbeat = FORGET / 14
+    weakness = ""
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.time, timeout: float = 1.0) -> None:
+        self._path, self._clock, self._timeout = Path(path), clock, timeout
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        try:
+            with self._lock:
+                self._patiently(self._open)
+        except (OSError, sqlite3.Error) as problem:
+            raise ConfigError("ledger.url", f"cannot open {str(path)!r}: {problem}") from None
+
+    def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        with self._transaction() as sql:
+            row = sql.execute("SELECT last FROM replicas WHERE replica = ?", (replica,)).fetchone()
+            last = row[0] if row else 0
+            check_number(number, last)
+            sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, number, int(self._clock())))
+            reply = Reply(last, [], [])
+            now = milliseconds(self._clock)
+            for ask in asks:
+                _settle(sql, replica, ask, now, reply)
+            return reply
+
+    def retire(self, replica: str) -> None:
+        with self._transaction() as sql:
+            _forget(sql, "SELECT ?", replica)
+
+    def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
+        with self._transaction() as sql:
+            sql.execute(
+                "INSERT INTO entries VALUES (?, ?, 0, ?, 0, 0, 0, 0)"
+                " ON CONFLICT DO UPDATE SET extra = extra + excluded.extra",
+                (key, kind, amount),
+            )
+            sql.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?)", (int(self._clock()), key, kind, amount, reason))
+
+    def read(self, key: str) -> dict[Kind, Balance]:
+        with self._transaction() as sql:
+            rows = sql.execute("SELECT kind, total, extra FROM entries WHERE key = ?", (key,)).fetchall()
+        return {cast(Kind, kind): Balance(total, extra) for kind, total, extra in rows}
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def abandon(self) -> None:
+        self._lock = threading.Lock()
+        _inherited.append(self._connection)
+        self._connection = None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; whatever goes wrong undoes it, closes the connection and raises LedgerError."""
+        with self._lock:
+            try:
+                sql = self._patiently(self._begin)
+                yield sql
+                sql.execute("COMMIT")
+            except (OSError, sqlite3.Error, ConfigError) as problem:
+                self._drop()
+                full = getattr(problem, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
+                raise LedgerError(f"{self._path.name}: {problem}", "full" if full else "unreachable") from None
+            except BaseException:
+                self._drop()
+                raise
+
+    def _patiently(self, work: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+        """Try until nobody else writes: SQLite's own waiting pauses for longer and longer, and starves the unlucky."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return work()
+            except sqlite3.OperationalError as problem:
+                if getattr(problem, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.0005, 0.002))
+
+    def _begin(self) -> sqlite3.Connection:
+        sql = self._open()
+        sql.execute("BEGIN IMMEDIATE")
+        return sql
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection; a new one if there is none, or if the file was removed or replaced."""
+        if self._connection is not None:
+            if self._identity == self._identify():
+                return self._connection
+            self._drop()
+        sql = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            self._set_up(sql)
+        except BaseException:
+            sql.close()
+            raise
+        self._connection, self._identity = sql, self._identify()
+        return sql
+
+    def _set_up(self, sql: sqlite3.Connection) -> None:
+        sql.execute("PRAGMA synchronous = FULL")
+        version = sql.execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            tables = sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version or tables:
+                raise ConfigError("ledger.url", f"{str(self._path)!r} is not a ledger of version {VERSION}")
+            os.chmod(self._path, 0o600)  # by name: to close a descriptor of our own would drop SQLite's locks
+        if sql.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise ConfigError("ledger.url", f"{str(self._path)!r}: its file system has no write-ahead log for SQLite")
+        if version != VERSION:
+            sql.executescript(_SCHEMA)
+        _forget(sql, "SELECT replica FROM replicas WHERE seen < ?", int(self._clock()) - FORGET)
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            stat = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()  # rolls back
+            self._connection = None
+
+
+def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, now: int, reply: Reply) -> None:
+    name = ask.key, ask.kind
+    row = sql.execute(
+        "SELECT total, extra, level, stamp, recent, before FROM entries WHERE key = ? AND kind = ?", name
+    ).fetchone()
+    held = sql.execute(
+        "SELECT granted FROM held WHERE replica = ? AND key = ? AND kind = ?", (replica, *name)
+    ).fetchone()
+    settled = settle(Entry(*row) if row else Entry(), held[0] if held else 0, ask, now)
+    sql.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*name, *settled.entry))
+    sql.execute("REPLACE INTO held VALUES (?, ?, ?, ?)", (replica, *name, settled.granted))
+    reply.granted.append(settled.granted)
+    reply.restored.append(settled.restored)
+
+
+def _forget(sql: sqlite3.Connection, which: str, argument: object) -> None:
+    sql.execute(f"DELETE FROM held WHERE replica IN ({which})", (argument,))
+    sql.execute(f"DELETE FROM replicas WHERE replica IN ({which})", (argument,))

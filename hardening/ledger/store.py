@@ -1,0 +1,81 @@
+"""What every store of the books does, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from hardening.errors import LedgerError
+from hardening.ledger.amounts import Kind
+from hardening.ledger.books import Ask
+
+#: Most requests in one exchange.
+BATCH = 256
+#: The record of a replica not heard of for this long, in seconds, is dropped. What it leased stays leased.
+FORGET = 7 * 86_400
+
+
+class Reply(NamedTuple):
+    """The answer to one exchange.
+
+    Attributes:
+        last: number of the replica's exchange before this one, as the store remembers it; 0 if it does not.
+        granted: what the replica holds from now on, for each request.
+        restored: what the store had forgotten and has been told again, for each request.
+    """
+
+    last: int
+    granted: list[int]
+    restored: list[int]
+
+
+class Balance(NamedTuple):
+    """What the store knows about one kind of one account, in units: leased so far, and granted beyond the bound."""
+
+    total: int
+    extra: int
+
+
+class Store(Protocol):
+    """The durable totals. Every method but `close` and `abandon` raises LedgerError when the books cannot be had.
+
+    Attributes:
+        heartbeat: seconds after which a replica that had nothing to say should say so.
+        weakness: what the store may lose although it acknowledged it, in words; "" if nothing.
+    """
+
+    heartbeat: float
+    weakness: str
+
+    def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        """Settle `asks`, atomically, durably, in one round trip.
+
+        `number` grows with every exchange of a replica: one that was overtaken is refused, for it may be a duplicate
+        that was held up on its way.
+        """
+
+    def retire(self, replica: str) -> None:
+        """Forget a replica that has returned what it held."""
+
+    def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
+        """Grant `amount` units beyond the policy's bound, and keep a record of it with `reason`."""
+
+    def read(self, key: str) -> dict[Kind, Balance]:
+        """What the books say about an account."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+    def abandon(self) -> None:
+        """In a process just forked: let go of what belongs to the parent, without touching it."""
+
+
+def check_number(number: int, last: int) -> None:
+    """Raises LedgerError if exchange `number` was overtaken by `last`."""
+    if number <= last:
+        raise LedgerError(f"exchange {number} of this replica was overtaken by {last}")
+
+
+def milliseconds(clock: Callable[[], float]) -> int:
+    """The time of a clock that counts seconds."""
+    return int(clock() * 1000)

