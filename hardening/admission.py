@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from hardening.answer import Answer
+from hardening.budgets import granted
 from hardening.clients import POOLED
 from hardening.config import Policy
-from hardening.errors import Denied, InputError, LedgerError
+from hardening.errors import Denied, LedgerError
 from hardening.ladder import Caller, Ladder
 from hardening.ledger import Account, Cost, Ledger, Shortfall
 from hardening.ledger.amounts import UNITS
@@ -25,7 +26,6 @@ from hardening.types import Clock, Decision, Identity, Standing
 MOST = 16_384
 #: Seconds between two events that say the same about the same client.
 PAUSE = 60.0
-_LONGEST_REASON = 500
 
 
 class _Exhausted(NamedTuple):
@@ -273,24 +273,11 @@ class Admission:
                 shares.append(min(1.0, spent / (budget.bounds[kind].limit + balance.extra)))
         return row._replace(spent=max(shares))
 
-    def grant(self, account: Account, cost: Cost, reason: str) -> None:
+    def grant(self, client: str, rung: str, bits: float, rho: float, reason: str) -> None:
         """Allow an account more than the policy's bound, for good. Raises InputError, LedgerError."""
-        budget = self._policy.budgets.get(account.rung)
-        if self._ledger is None or budget is None:
-            raise InputError(f"the policy has no budget on the rung {account.rung!r}: there is nothing to grant")
-        check_grant(cost, reason)
-        for kind, amount in zip(("bits", "rho"), cost, strict=False):
-            if amount and kind not in budget.bounds:
-                raise InputError(f"{kind}: budgets.{account.rung} does not bound them, so there is nothing to grant")
+        account, cost = granted(self._policy, client, rung, bits, rho, reason)
+        assert self._ledger is not None
         self._ledger.grant(account, cost, reason=reason)
         for accounts in list(self._exhausted):
             if account in accounts:
                 self._exhausted.pop(accounts, None)
-
-
-def check_grant(cost: Cost, reason: str) -> None:
-    """Raises InputError for a grant of nothing, or for no reason."""
-    if not (cost.bits or cost.rho):
-        raise InputError("grant: give bits, rho or both, each more than 0")
-    if not isinstance(reason, str) or not 0 < len(reason.strip()) <= _LONGEST_REASON or not reason.isprintable():
-        raise InputError(f"reason: must be 1 to {_LONGEST_REASON} printable characters; it stays in the books")

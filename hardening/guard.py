@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from numpy.typing import NDArray
 
 from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
+from hardening.budgets import open_budgets
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
 from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
-from hardening.keys import load_key, read_reference
-from hardening.ledger import Account, Cost, Ledger, open_ledger
+from hardening.keys import load_key
+from hardening.ledger import Ledger
 from hardening.pipeline import Task
 from hardening.recent import Recent, layout_of
 from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
@@ -98,17 +98,12 @@ class Guard:
         self._admission: Admission | None = None
         if policy.budgets or policy.respond.suspicion or policy.clients.credentials is not None:
             suspects = suspicion if suspicion is not None else lambda client: 0.0
-            books = ledger if ledger is not None else self._open_ledger() if policy.budgets else None
+            books = (
+                ledger if ledger is not None else open_budgets(policy, self._sink, clock) if policy.budgets else None
+            )
             self._admission = Admission(
                 policy, model_digest or "", books, suspects, self._clients.pooled, self._tell, clock
             )
-
-    def _open_ledger(self) -> Ledger:
-        rules, root = self.policy.ledger, self.policy.root
-        password = rules.password and read_reference(rules.password, root, "ledger.password").decode().strip()
-        return open_ledger(
-            rules, self.policy.budgets, root=root, password=password or None, sink=self._sink, clock=self._clock
-        )
 
     def __enter__(self) -> Guard:
         return self
@@ -147,9 +142,7 @@ class Guard:
         """
         if self._admission is None:
             raise InputError("the policy has no budgets: there is nothing to grant")
-        if not (0 <= bits < math.inf and 0 <= rho < math.inf):
-            raise InputError("grant: bits and rho must be numbers from 0 on")
-        self._admission.grant(Account(rung, client), Cost.of(bits, rho), reason)
+        self._admission.grant(client, rung, bits, rho, reason)
 
     def clients(self) -> dict[str, Standing]:
         """The standing of every client, and of the pooled account if it was used."""
