@@ -27,6 +27,7 @@ from hardening.recent import Recent, layout_of
 from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
+_NAMES = (str, Identity)
 CAPACITY = 16_384
 
 
@@ -98,12 +99,10 @@ class Guard:
         self._admission: Admission | None = None
         if policy.budgets or policy.respond.suspicion or policy.clients.credentials is not None:
             suspects = suspicion if suspicion is not None else lambda client: 0.0
-            books = (
-                ledger if ledger is not None else open_budgets(policy, self._sink, clock) if policy.budgets else None
-            )
-            self._admission = Admission(
-                policy, model_digest or "", books, suspects, self._clients.pooled, self._tell, clock
-            )
+            if ledger is None and policy.budgets:
+                ledger = open_budgets(policy, self._sink, clock)
+            pooled = self._clients.pooled
+            self._admission = Admission(policy, model_digest or "", ledger, suspects, pooled, self._tell, clock)
 
     def __enter__(self) -> Guard:
         return self
@@ -169,20 +168,20 @@ class Guard:
 
     def _decide(self, who: Any, rows: int) -> Decision:
         """The long way: for whoever is not known, and for everybody where there is more to admit by than a name."""
-        admission, caller = self._admission, None
-        if admission is not None and isinstance(who, str | Identity):
+        admission = self._admission
+        if admission is not None and isinstance(who, _NAMES):
             caller = admission.known(who)
+            if caller is not None:
+                return admission.admit(caller, rows)
         name = who.credential if isinstance(who, Identity) else who
-        slot = self._open(name) if caller is None else caller.slot
+        slot = self._open(name)
         decision = Decision(name, slot, self.policy.tiers[0], rows)
-        if admission is not None:
-            caller = caller or admission.place(who, slot)
-        elif slot != self._clients.pooled:
+        if admission is None and slot != self._clients.pooled:
             self._decisions[name] = decision
         if not self.released:
             self._decisions.clear()
             raise InputError("the guard is closed: it admits nobody")
-        return decision if admission is None or caller is None else admission.admit(caller, rows)
+        return decision if admission is None else admission.admit(admission.place(who, slot), rows)
 
     def _open(self, name: Any) -> int:
         """The account of a client. Raises Denied, InputError."""

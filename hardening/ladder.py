@@ -54,7 +54,10 @@ class Ladder:
 
     def known(self, who: str | Identity) -> Caller | None:
         """A caller who was placed before, and still stands there."""
-        caller = self._callers.get(who)
+        try:
+            caller = self._callers.get(who)
+        except TypeError:  # names that are not even hashable, let alone text
+            return None
         return caller if caller is not None and (caller.until == math.inf or self._clock() < caller.until) else None
 
     def place(self, who: str | Identity, slot: int, *, keep: bool) -> Caller:
