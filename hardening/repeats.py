@@ -27,16 +27,18 @@ class Repeats:
 
     def count(self, slot: int, payers: tuple[Any, ...], nonces: NDArray[np.uint32], outputs: Mapping[str, Any]) -> int:
         """How many rows of an answer just released were released before; all of them are remembered."""
-        rows = len(nonces)
-        if rows > MOST or not all(_by_row(value, rows) for value in outputs.values()):
+        rows, values = len(nonces), tuple(outputs.values())
+        if rows > MOST or not all([_by_row(value, rows) for value in values]):
             return 0
         known, repeated = self._lately.get(slot, b""), 0
         prefix = _prefix(payers, tuple(outputs))
         for i in range(rows):
-            parts = [prefix, nonces[i].tobytes(), *(value[i].tobytes() for value in outputs.values())]
+            parts = [prefix, nonces[i].tobytes(), *[value[i].tobytes() for value in values]]
             digest = hashlib.blake2b(b"".join(parts), digest_size=_SIZE).digest()
-            at = next((k for k in range(0, len(known), _SIZE) if known.startswith(digest, k)), None)
-            if at is not None:
+            at = known.find(digest)
+            while at % _SIZE and at > 0:  # not where a digest begins
+                at = known.find(digest, at + 1)
+            if at >= 0:
                 repeated += 1
                 known = known[:at] + known[at + _SIZE :]
             known += digest

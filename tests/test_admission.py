@@ -118,7 +118,7 @@ def test_the_answer_of_a_lower_tier_is_that_tiers(tmp_path: Path) -> None:
     key = KeySource("file:k.key", create=True)
     plain = Policy({"p": dataclasses.replace(output, tiers={"label": tiers["label"]})}, key=key, root=tmp_path)
     rules = Policy(
-        {"p": output}, key=key, root=tmp_path, budgets={"credential": Budget(bits=300.0, on_exhausted="label")}
+        {"p": output}, key=key, root=tmp_path, budgets={"credential": Budget(bits=320.0, on_exhausted="label")}
     )
     world, reference = World(rules), hardening.Guard(plain, "m")
     labels = P.argmax(1)
