@@ -62,6 +62,13 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
         assert all(tier["bits_per_answer"] > 0 for tier in explained[output].values())
 
 
+def test_every_tier_of_the_policy_fits_its_classes() -> None:
+    policy = load_policy(POLICY)
+    for name, output in policy.outputs.items():
+        for tier in output.tiers:
+            policy.pipeline(name, tier).check_width(4)
+
+
 def test_the_policy_hardens(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(POLICY.read_text())
     rng = np.random.default_rng(0)

@@ -18,13 +18,19 @@ import hashlib, sys
 import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
-from hardening.transforms import Clip, Gaussian, Grad2, Laplace, Mad, Misinformation, Mld, Project, Round, TopK, Types
+from hardening.transforms import (
+    Clip, DynaNoise, Gaussian, Grad2, Laplace, Mad, MemGuard, Misinformation, Mld, Project, RandomTarget,
+    ReverseSigmoid, Round, Temperature, TopK, Types,
+)
 
 key = Key(1, sys.argv[1], bytes(range(32)))
 tiers = [
     ("simplex", (Types(n=100),)),
     ("simplex", (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))),
     ("simplex", (Laplace(scale=0.1), Project(), TopK(k=3), Round(decimals=3))),
+    ("simplex", (Temperature(t=3.0), ReverseSigmoid(beta=0.5, gamma=0.3, allow_flip=True))),
+    ("simplex", (RandomTarget(l1=0.5), MemGuard(l1=0.4))),
+    ("simplex", (DynaNoise(variance=0.3, gain=2.0, t=3.0),)),
     ("simplex", (Mld(l1=1.0),)),
     ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
     ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),

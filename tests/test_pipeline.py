@@ -23,15 +23,19 @@ from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, 
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
     Clip,
+    Cutoff,
+    DynaNoise,
     Gaussian,
     Grad2,
     LabelOnly,
     Laplace,
     Mad,
+    MemGuard,
     Misinformation,
     Mld,
     Noise,
     Project,
+    RandomTarget,
     ReverseSigmoid,
     Round,
     Staircase,
@@ -78,6 +82,14 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "finest": (Gaussian(sigma=0.05, grid=15), Project()),
     "coarse": (Laplace(scale=0.1, grid=4), Project(), Types(n=20)),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+    "cutoff": (Cutoff(low=0.1),),
+    "random": (RandomTarget(l1=0.8),),
+    "random-any": (RandomTarget(l1=1.5, keep_top1=False), Types(n=100)),
+    "memguard": (MemGuard(l1=0.3),),
+    "memguard-sure": (MemGuard(l1=1.0, confidence=1.0), Types(n=100)),
+    "dynanoise": (DynaNoise(variance=0.3, gain=2.0, t=10.0),),
+    "dynanoise-any": (DynaNoise(keep_top1=False, key="fresh"), Round(decimals=3)),
+    "dynanoise-after": (Gaussian(sigma=0.05), Project(), DynaNoise(variance=4.0)),
     "mld": (Mld(l1=1.0),),
     "mld-after-noise": (Gaussian(sigma=0.05), Project(keep_top1=True), Mld(l1=0.4)),
     "mad": (Mad(l1=0.6, keep_top1=False),),
@@ -90,7 +102,7 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
 DRAWN = [
     (name, cipher)
     for name, transforms in SIMPLEX.items()
-    for cipher in (CIPHERS if any(isinstance(t, Noise) for t in transforms) else CIPHERS[:1])
+    for cipher in (CIPHERS if any(op.keyed for _, op in Pipeline("simplex", transforms).lower()) else CIPHERS[:1])
 ]
 
 
@@ -104,15 +116,20 @@ def run(
 
 
 def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[np.int64]]:
-    """The noise that the kernel must have used, by the other implementation of its cipher and the table in numpy."""
+    """What the kernel must have drawn, by the other implementation of its cipher and the table in numpy.
+
+    For instructions that draw without a table, one word for each row.
+    """
     seen: dict[Any, int] = {}
     for transform, op in pipeline.at(width).lower():
-        if op.law is None:
+        if op.keyed is None:
             continue
-        assert isinstance(transform, Noise)
         context = transform.context()
         seen[context] = seen.get(context, -1) + 1
         secret = derive(key, "noise", "m", "p", seen[context], *context)
+        if op.law is None:
+            yield np.array([reference_stream(key.cipher, secret, n.tobytes(), 0, 1) for n in nonces]).view(np.int64)
+            continue
         table = noise_table(op.law)
         streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, width) for nonce in nonces]
         yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from hardening.kernels import layout
 from hardening.kernels.blocks import Block, quotient
+from hardening.kernels.elementary import LOG2_E, exponent, power_of_two, without_exponent
 from hardening.kernels.lanes import (
-    FLOATS,
-    I64,
-    LONGS,
     WIDTH,
     across_min,
     across_sum,
@@ -21,14 +18,12 @@ from hardening.kernels.lanes import (
     butterfly_1,
     butterfly_2,
     butterfly_4,
-    define,
     device,
     fill,
     larger,
     rint,
     roughly_fused,
     smaller,
-    splat,
     where,
 )
 from hardening.kernels.memory import flip, load, store
@@ -36,27 +31,6 @@ from hardening.kernels.words import numbers
 
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
-_LOG2_E = 1.4426950408889634
-
-
-@define(LONGS, FLOATS)
-def _exponent(b: ir.IRBuilder, x: Any) -> Any:
-    """e with x / 2**e in [sqrt(1/2), sqrt(2))."""
-    bits = b.bitcast(x, LONGS.representation)
-    return b.ashr(b.sub(bits, splat(b, ir.Constant(I64, 0x3FE6A09E667F3BCD))), splat(b, ir.Constant(I64, 52)))
-
-
-@define(FLOATS, FLOATS, LONGS)
-def _without_exponent(b: ir.IRBuilder, x: Any, exponent: Any) -> Any:
-    """x / 2**exponent."""
-    bits = b.sub(b.bitcast(x, LONGS.representation), b.shl(exponent, splat(b, ir.Constant(I64, 52))))
-    return b.bitcast(bits, FLOATS.representation)
-
-
-@define(FLOATS, FLOATS)
-def _power_of_two(b: ir.IRBuilder, x: Any) -> Any:
-    biased = b.add(b.fptosi(x, LONGS.representation), splat(b, ir.Constant(I64, 1023)))
-    return b.bitcast(b.shl(biased, splat(b, ir.Constant(I64, 52))), FLOATS.representation)
 
 
 def _fit(function: Callable[[Any], Any], low: float, high: float, degree: int) -> tuple[float, ...]:
@@ -78,14 +52,14 @@ E0, E1, E2, E3, E4, E5 = _fit(np.exp2, -0.5, 0.5, 5)
 @device
 def log2(x: Any) -> Any:
     """Base-2 logarithm of positive normal numbers, absolute error below 1e-5; for statistics, not for releases."""
-    exponent = _exponent(x)
-    m = _without_exponent(x, exponent) - 1.0
+    whole = exponent(x)
+    m = without_exponent(x, whole) - 1.0
     q = roughly_fused(fill(L5), m, fill(L4))
     q = roughly_fused(q, m, fill(L3))
     q = roughly_fused(q, m, fill(L2))
     q = roughly_fused(q, m, fill(L1))
     q = roughly_fused(q, m, fill(L0))
-    return roughly_fused(m, q, numbers(exponent))
+    return roughly_fused(m, q, numbers(whole))
 
 
 @device
@@ -98,7 +72,7 @@ def exp2(x: Any) -> Any:
     q = roughly_fused(q, f, fill(E2))
     q = roughly_fused(q, f, fill(E1))
     q = roughly_fused(q, f, fill(E0))
-    return _power_of_two(whole) * q
+    return power_of_two(whole) * q
 
 
 @device
@@ -141,7 +115,7 @@ def softmax_entropy_bits(b: Block, highest: Any) -> Any:
     """Entropy of softmax(w), in bits; `highest` is the largest entry."""
     s, h, none = fill(0.0), fill(0.0), fill(0.0)
     for i in range(b.m):
-        x = larger((load(b.w, i) - highest) * _LOG2_E, fill(-1000.0))
+        x = larger((load(b.w, i) - highest) * LOG2_E, fill(-1000.0))
         p = exp2(x)
         p = where(b.last, p, none) if i == b.m - 1 else p
         s = s + p

@@ -153,9 +153,11 @@ class SqliteStore:
 
     def _set_up(self, sql: sqlite3.Connection) -> None:
         sql.execute("PRAGMA synchronous = FULL")
-        version = sql.execute("PRAGMA user_version").fetchone()[0]
+        # In one statement, for somebody else may be making the file at this moment.
+        version, tables = sql.execute(
+            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
         if version != VERSION:
-            tables = sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if version or tables:
                 raise ConfigError("ledger.url", f"{str(self._path)!r} is not a ledger of version {VERSION}")
             os.chmod(self._path, 0o600)  # by name: to close a descriptor of our own would drop SQLite's locks

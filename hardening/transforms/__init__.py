@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
-from hardening.transforms.classes import LabelOnly, TopK
-from hardening.transforms.deception import ReverseSigmoid
+from hardening.transforms.classes import Cutoff, LabelOnly, TopK
+from hardening.transforms.deception import RandomTarget, ReverseSigmoid
 from hardening.transforms.grid import Round, Types, types_bits
 from hardening.transforms.laws import Gaussian, Laplace, Staircase
+from hardening.transforms.membership import DynaNoise, MemGuard
 from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
 from hardening.transforms.scores import Clip, Temperature
 from hardening.transforms.simplex import Project
@@ -19,17 +20,21 @@ from hardening.transforms.simplex import Project
 __all__ = [
     "TRANSFORMS",
     "Clip",
+    "Cutoff",
     "Draws",
+    "DynaNoise",
     "Gaussian",
     "Grad2",
     "LabelOnly",
     "Laplace",
     "Mad",
+    "MemGuard",
     "Misinformation",
     "Mld",
     "Noise",
     "Op",
     "Project",
+    "RandomTarget",
     "ReverseSigmoid",
     "Round",
     "Staircase",
@@ -48,6 +53,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Round,
         Types,
         TopK,
+        Cutoff,
         LabelOnly,
         Clip,
         Temperature,
@@ -56,6 +62,9 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Staircase,
         Project,
         ReverseSigmoid,
+        RandomTarget,
+        MemGuard,
+        DynaNoise,
         Mld,
         Mad,
         Grad2,

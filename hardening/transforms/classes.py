@@ -20,6 +20,7 @@ from hardening.transforms.base import (
     Transform,
     exact_sum,
     first_argmax,
+    positive,
     require,
     require_on_simplex,
     whole,
@@ -38,7 +39,7 @@ def _keep_mask(rows: Rows, top: Labels, k: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class TopK(Transform):
-    """Keep the k largest scores. ART's `HighConfidence` is the same idea, without keeping the simplex.
+    """Keep the k largest scores.
 
     remainder, on the simplex: ``drop`` renormalises what is kept; ``spread`` shares the rest evenly among the others;
     ``other`` adds the rest to the one class named by `other`, such as a class "unknown". On logits the others are
@@ -105,6 +106,44 @@ class TopK(Transform):
             return state._replace(rows=np.where(keep, rows, rest / (width - self.k)))
         kept[:, int(self.other or 0)] += rest[:, 0]
         return state._replace(rows=kept, top=first_argmax(kept))
+
+
+@dataclass(frozen=True)
+class Cutoff(Transform):
+    """Drop every score below `low`. ART's `HighConfidence`, whose rows need not be distributions nor keep a top class.
+
+    On the simplex the top class always stays, and what is kept is renormalised; independent sigmoids become 0 one by
+    one.
+    """
+
+    kind: ClassVar[str] = "cutoff"
+    low: float
+
+    def __post_init__(self) -> None:
+        positive("low", self.low)
+        if self.low >= 1.0:
+            raise ValueError(f"low: must be below 1, the largest score there is, not {self.low!r}")
+
+    def space_after(self, space: OutputSpace) -> OutputSpace:
+        if space.kind == "sigmoid":
+            return space
+        require_on_simplex(space)
+        return replace(space, units=None)
+
+    def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        return replace(before, keeps_top1=before.keeps_top1 and space.kind == "simplex")
+
+    def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        return (Op("classes.cutoff", (self.low, float(space.kind == "simplex"))),)
+
+    def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        keep = state.rows >= self.low
+        if space.kind == "sigmoid":
+            return state._replace(rows=np.where(keep, state.rows, 0.0))
+        if state.rows.shape[1]:
+            keep[np.arange(len(keep)), state.top] = True
+        kept = np.where(keep, state.rows, 0.0)
+        return state._replace(rows=kept / exact_sum(kept)[:, None])
 
 
 @dataclass(frozen=True)

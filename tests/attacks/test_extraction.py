@@ -5,7 +5,6 @@ What a policy promises is asserted, what it merely does is printed: rounding and
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,12 @@ import hardening_onnx
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 
-from hardening.audit.extraction import Extraction, Student, Training, extract, one_hot, solve, train
+from hardening.audit.extraction import Extraction, Query, Training, extract, one_hot, solve, train
 from hardening.config import KeySource, Output, Policy
 from hardening.transforms import Gaussian, LabelOnly, Project, Types
+from tests.attacks.models import asking, exported
 
 TIERS: dict[str, tuple[Any, ...]] = {
     "normal": (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100)),
@@ -28,7 +27,6 @@ TIERS: dict[str, tuple[Any, ...]] = {
     "fresh": (Gaussian(sigma=0.004, key="fresh"), Project()),
     "label": (LabelOnly(),),
 }
-Query = Callable[[np.ndarray], np.ndarray]
 
 
 class Victim(NamedTuple):
@@ -39,31 +37,6 @@ class Victim(NamedTuple):
     held_out: np.ndarray
     labels: np.ndarray
     accuracy: float
-
-
-def exported(student: Student) -> bytes:
-    nodes, weights, entering = [], [], "x"
-    for i, (w, b) in enumerate(student.layers):
-        weights += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
-        nodes.append(helper.make_node("Gemm", [entering, f"w{i}", f"b{i}"], [f"z{i}"]))
-        entering = f"z{i}"
-        if i < len(student.layers) - 1:
-            nodes.append(helper.make_node("Relu", [f"z{i}"], [f"r{i}"]))
-            entering = f"r{i}"
-    nodes.append(helper.make_node("Softmax", [entering], ["p"], axis=1))
-    graph = helper.make_graph(
-        nodes,
-        "digits",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", 10])],
-        weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return bytes(model.SerializeToString())
-
-
-def asking(session: Any, **names: str) -> Query:
-    return lambda x: np.asarray(session.run(["p"], {"x": np.asarray(x, np.float32)}, **names)[0])
 
 
 def victim(hidden: tuple[int, ...], root: Path) -> Victim:

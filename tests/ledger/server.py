@@ -25,7 +25,18 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [BINARY, "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self.options]
+        command = [
+            BINARY,
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+            *self.options,
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -37,7 +48,7 @@ class Server:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """As a power cut would: nothing is written any more."""
+        """At once: nothing is written any more. A server that is dead already stays so."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None

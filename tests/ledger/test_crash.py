@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,8 @@ def test_any_number_of_processes(url: str, tmp_path: Path, processes: int) -> No
         hammer(url, tmp_path, processes)
 
 
-def kill_server(folder: Path, kills: int) -> None:
+def kill_server(server: Server, kills: int) -> None:
     """The server dies at random points while a client spends; what it had acknowledged is there when it is back."""
-    server = Server(folder, *DURABLE)
     rng = random.Random(kills)
     books = Ledger(RedisStore(server.url), {"credential": Budget(bits=4e9)})
     accounts = [Account("credential", f"client {i}") for i in range(kills)]
@@ -116,7 +116,6 @@ def kill_server(folder: Path, kills: int) -> None:
     assert refused
     for account, amount in zip(accounts, spent, strict=True):
         assert booked(server, account) >= amount
-    server.kill()
 
 
 def booked(server: Server, account: Account) -> int:
@@ -127,10 +126,10 @@ def booked(server: Server, account: Account) -> int:
         reader.close()
 
 
-def test_the_server_killed_at_random_points(tmp_path: Path) -> None:
-    kill_server(tmp_path, 10)
+def test_the_server_killed_at_random_points(launch: Callable[..., Server]) -> None:
+    kill_server(launch(*DURABLE), 10)
 
 
 @pytest.mark.deep
-def test_the_server_killed_at_many_random_points(tmp_path: Path) -> None:
-    kill_server(tmp_path, 200)
+def test_the_server_killed_at_many_random_points(launch: Callable[..., Server]) -> None:
+    kill_server(launch(*DURABLE), 200)

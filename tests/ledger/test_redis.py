@@ -6,8 +6,7 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from tests.ledger.server import DURABLE, FORGETFUL, Server
 
 ALICE, ONE = Account("credential", "alice"), Cost.of(bits=1.0)
 BIT = UNITS[0]
+Launch = Callable[..., Server]
 
 
 def ask(own: int, used: int, need: int, want: int) -> Ask:
@@ -118,8 +118,8 @@ def test_a_server_that_tells_nothing_may_forget(empty: Server) -> None:
         call(empty, "ACL", "DELUSER", "guest")
 
 
-def test_durability_is_checked_at_every_connect(tmp_path: Path) -> None:
-    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+def test_durability_is_checked_at_every_connect(launch: Launch) -> None:
+    server, sink, clock = launch(*DURABLE), RecordingSink(), FakeClock()
     books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
     assert [books.spend((ALICE,), ONE) for _ in range(2)] == [None, None]
     server.kill()
@@ -139,13 +139,12 @@ def test_durability_is_checked_at_every_connect(tmp_path: Path) -> None:
     assert kinds(sink)[:2] == ["ledger-unreachable", "ledger-not-durable"]
     assert "ledger-back" in kinds(sink)
     books.close()
-    server.kill()
 
 
 # Absence
 
 
-def test_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_yet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"redis://127.0.0.1:{free.getsockname()[1]}"
     sink, clock = RecordingSink(), FakeClock()
@@ -160,7 +159,7 @@ def test_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_a_partition(proxy: Proxy, empty: Server, on_failure: str) -> None:
     """What is leased is spent, the rest as the policy says; the books are right when the network is."""
     sink, clock = RecordingSink(), FakeClock()
-    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, monotonic=clock, on_failure=on_failure)
+    books = ledger(RedisStore(proxy.url, timeout=0.5), sink=sink, monotonic=clock, on_failure=on_failure)
     assert books.spend((ALICE,), ONE) is None
     proxy.hold()
     answers = [books.spend((ALICE,), ONE) for _ in range(FIRST + 20)]
@@ -187,7 +186,7 @@ def test_the_background_comes_back_by_itself(proxy: Proxy) -> None:
                 back.set()
 
     sink = Sink()
-    books = ledger(RedisStore(proxy.url, timeout=0.2), sink=sink, background=True)
+    books = ledger(RedisStore(proxy.url, timeout=0.5), sink=sink, background=True)
     assert books.spend((ALICE,), ONE) is None
     proxy.hold()
     assert books.spend((ALICE,), Cost.of(bits=1000.0)) == (ALICE.key, "bits", "unreachable")
@@ -198,10 +197,10 @@ def test_the_background_comes_back_by_itself(proxy: Proxy) -> None:
     assert kinds(sink) == ["ledger-unreachable", "ledger-back"]
 
 
-def test_a_server_that_is_frozen_and_answers_late(tmp_path: Path) -> None:
+def test_a_server_that_is_frozen_and_answers_late(launch: Launch) -> None:
     """It works on what was given up long ago, from a connection that is gone, before and after newer requests."""
-    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
-    books = ledger(RedisStore(server.url, timeout=0.2), sink=sink, monotonic=clock)
+    server, sink, clock = launch(*DURABLE), RecordingSink(), FakeClock()
+    books = ledger(RedisStore(server.url, timeout=0.5), sink=sink, monotonic=clock)
     assert books.spend((ALICE,), ONE) is None
     server.send(signal.SIGSTOP)
     for _ in range(4):
@@ -211,7 +210,6 @@ def test_a_server_that_is_frozen_and_answers_late(tmp_path: Path) -> None:
     assert books.spend((ALICE,), Cost.of(bits=50.0)) is None
     books.close()
     assert books.balance(ALICE)["bits"].total == 51 * BIT
-    server.kill()
 
 
 def test_a_return_that_is_delivered_late_takes_nothing_from_the_books(empty: Server) -> None:
@@ -225,8 +223,8 @@ def test_a_return_that_is_delivered_late_takes_nothing_from_the_books(empty: Ser
     store.close()
 
 
-def test_a_server_without_memory(tmp_path: Path) -> None:
-    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+def test_a_server_without_memory(launch: Launch) -> None:
+    server, sink, clock = launch(*DURABLE), RecordingSink(), FakeClock()
     books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
     assert books.spend((ALICE,), ONE) is None
     call(server, "CONFIG", "SET", "maxmemory", "1")
@@ -236,14 +234,13 @@ def test_a_server_without_memory(tmp_path: Path) -> None:
     assert books.spend((ALICE,), Cost.of(bits=50.0)) is None
     assert kinds(sink) == ["ledger-full", "ledger-back"]
     books.close()
-    server.kill()
 
 
 # Restarts
 
 
-def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    server, sink, clock = Server(tmp_path, *DURABLE), RecordingSink(), FakeClock()
+def test_a_restart_forgets_nothing(launch: Launch) -> None:
+    server, sink, clock = launch(*DURABLE), RecordingSink(), FakeClock()
     books = ledger(RedisStore(server.url), sink=sink, monotonic=clock)
     assert books.spend((ALICE,), Cost.of(bits=500.0)) is None
     total = books.balance(ALICE)["bits"].total
@@ -254,11 +251,10 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     assert books.spend((ALICE,), Cost.of(bits=5000.0)) is None
     assert kinds(sink) == ["ledger-unreachable", "ledger-back"]
     books.close()
-    server.kill()
 
 
-def test_a_server_that_forgot_is_told_by_each_replica(tmp_path: Path) -> None:
-    server, sink, clock = Server(tmp_path, *FORGETFUL), RecordingSink(), FakeClock()
+def test_a_server_that_forgot_is_told_by_each_replica(launch: Launch) -> None:
+    server, sink, clock = launch(*FORGETFUL), RecordingSink(), FakeClock()
     replicas = [ledger(RedisStore(server.url, durability="best-effort"), sink=sink, monotonic=clock) for _ in range(2)]
     for books in replicas:
         assert books.spend((ALICE,), Cost.of(bits=300.0)) is None
@@ -275,7 +271,6 @@ def test_a_server_that_forgot_is_told_by_each_replica(tmp_path: Path) -> None:
     assert kinds(sink).count("ledger-restored") == 2
     for books in replicas:
         books.close()
-    server.kill()
 
 
 # Records

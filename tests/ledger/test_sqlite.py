@@ -76,7 +76,8 @@ def test_what_is_no_ledger_is_left_alone(file: Path) -> None:
         assert [name for (name,) in sql.execute("SELECT name FROM sqlite_master")] == ["theirs"]
 
 
-def test_many_open_a_new_file_at_once(file: Path) -> None:
+@pytest.mark.parametrize("attempt", range(5))
+def test_many_open_a_new_file_at_once(file: Path, attempt: int) -> None:
     with ThreadPoolExecutor(16) as pool:
         stores = list(pool.map(lambda _: SqliteStore(file, timeout=30), range(16)))
         replies = list(pool.map(lambda i: stores[i].lease(f"{i}", 1, [ask(0, 0, 5, 5)]), range(16)))

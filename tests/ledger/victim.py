@@ -26,7 +26,7 @@ DEAREST = 1 << 20
 def spend(url: str, name: str, log: Path, cost: int, ready: int) -> NoReturn:
     """Spend random costs, or always `cost`, until refused; then return what is left. Never comes back."""
     rng = random.Random(os.getpid())
-    ledger = open_ledger(LedgerRules(url), BUDGETS)
+    ledger = open_ledger(LedgerRules(url, timeout=30.0), BUDGETS)
     release = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(ready, b"!")
     accounts = Account("credential", name), MODEL
@@ -61,7 +61,7 @@ def released(log: Path) -> int:
 
 
 def total(url: str, account: Account) -> int:
-    store = open_store(LedgerRules(url))
+    store = open_store(LedgerRules(url, timeout=30.0))
     try:
         balances = store.read(account.key)
         return balances["bits"].total if "bits" in balances else 0

@@ -22,6 +22,21 @@ def top_k(job: int) -> None:
             forget_top(j)
 
 
+def cutoff(job: int) -> None:
+    """Zero for what is below p0; p1 = 1: not for the top class, and renormalised."""
+    j = fields(job)
+    b, p = block_of(j), params_of(j)
+    top, column = fill(-1.0), b.column
+    if p[1] > 0.0:
+        top = top_of(j, b)
+    for i in range(b.m):
+        v = load(b.w, i)
+        store(b.w, i, where((v >= p[0]) | (column == top), v, fill(0.0)))
+        column = column + b.stride
+    if p[1] > 0.0:
+        divide(b, exact_sum(b, b.w))
+
+
 def label_only(job: int) -> None:
     """One-hot of the top class."""
     j = fields(job)

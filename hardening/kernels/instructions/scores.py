@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hardening.kernels.blocks import clip as clip_block
 from hardening.kernels.blocks import divide, exact_sum, place
+from hardening.kernels.elementary import power
 from hardening.kernels.job import block_of, fields, params_of, top_of
-from hardening.kernels.lanes import WIDTH
 from hardening.kernels.memory import gather, load, store
 
 
@@ -29,6 +29,6 @@ def temper_simplex(job: int) -> None:
     j = fields(job)
     b, t = block_of(j), params_of(j)[0]
     divide(b, gather(b.w, place(b, top_of(j, b))))
-    for k in range(WIDTH * b.m):
-        b.w[k] = b.w[k] ** (1.0 / t)
+    for i in range(b.m):
+        store(b.w, i, power(load(b.w, i), 1.0 / t))
     divide(b, exact_sum(b, b.w))
