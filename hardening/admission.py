@@ -99,7 +99,7 @@ class Admission:
     def admit(self, caller: Caller, rows: int) -> Decision:
         """Charge `rows`, and say which tier answers. Raises Denied."""
         tier = self._respond(caller, rows)
-        if self._exhausted:
+        if self._exhausted or self._fallen:
             tier = self._affordable(caller, tier, rows)
         if self._counts:
             answering = self._charge(caller, tier, rows)
@@ -158,6 +158,8 @@ class Admission:
             if self._ledger.spend(caller.accounts, need) is None:  # a grant, or fewer rows
                 self._ledger.credit(caller.accounts, need)
                 spent.pop(tier, None)
+                if not spent:
+                    self._exhausted.pop(caller.accounts, None)
                 break
             tier = found.instead
             if tier == DENY:

@@ -82,6 +82,10 @@ class Clients:
         """The slot of `client`, or None for a client never seen."""
         return self.pooled if client == POOLED else self._slots.get(client)
 
+    def suspicion(self, client: str) -> float:
+        """Evidence against `client` in units of the alarm threshold: 0, since nothing here gathers any."""
+        return 0.0
+
     def standing(self, client: str, tier: str) -> Standing:
         """A copy of what `client` has learnt; zeros for a client never seen."""
         slot = self.find(client)

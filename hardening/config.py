@@ -164,6 +164,8 @@ class Policy:
                 raise ConfigError(f"budgets.{rung}", "bounds nothing: give bits, rho or queries")
             if budget.on_exhausted != DENY:
                 self._check_tier(f"budgets.{rung}.on_exhausted", budget.on_exhausted)
+            if budget.on_exhausted == self.tiers[0]:
+                raise ConfigError(f"budgets.{rung}.on_exhausted", "is the default tier: name a stricter one, or 'deny'")
             if budget.rho is not None:
                 self._check_losses(f"budgets.{rung}.rho")
         if ("probation" in self.budgets) != (self.clients.probation is not None):

@@ -98,7 +98,7 @@ class Guard:
         self._recent: Recent[_Kept] = Recent()
         self._admission: Admission | None = None
         if policy.budgets or policy.respond.suspicion or policy.clients.credentials is not None:
-            suspects = suspicion if suspicion is not None else lambda client: 0.0
+            suspects = self._clients.suspicion if suspicion is None else suspicion
             if ledger is None and policy.budgets:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled

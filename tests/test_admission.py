@@ -483,6 +483,7 @@ def test_a_grant_gives_more_and_nothing_else_does(tmp_path: Path) -> None:
     world.denied()
     world.guard.grant("alice", bits=2 * NORMAL, reason="a contract")
     assert [tier_of(world.ask()) for _ in range(2)] == ["normal", "normal"]
+    assert world.guard.standing("alice").tier == "normal"
     world.denied()
     assert world.store.grants == [("credential:alice", "bits", Cost.of(bits=2 * NORMAL).bits, "a contract")]
     (event,) = world.events("budget-granted")

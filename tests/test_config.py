@@ -202,6 +202,7 @@ def test_what_clients_may_learn() -> None:
         ("max = 5000", "max = 0", "budgets.credential.queries.max"),
         ("max = 5000", "most = 5000", "budgets.credential.queries.most"),
         ('on_exhausted = "label"', 'on_exhausted = "lable"', "budgets.credential.on_exhausted"),
+        ('on_exhausted = "label"', 'on_exhausted = "normal"', "budgets.credential.on_exhausted"),
         ('"credential", "organisation"', '"credential", "planet"', "clients.identity[1]"),
         ('"organisation", ', "", "clients.credentials"),
         ("ipv4 = 20", "ipv4 = 33", "clients.ipv4"),

@@ -44,6 +44,8 @@ def _facts(policy: Policy, report: ModelReport | None) -> dict[str, object]:
 
 def _tell(options: argparse.Namespace, policy: Policy, report: ModelReport | None) -> None:
     print(f"{options.policy}: valid; outputs {', '.join(policy.outputs)}; tiers {', '.join(policy.tiers)}")
+    if policy.budgets and policy.ledger.place.backend == "memory":
+        print("warning: budgets are kept in memory: they begin anew with every process, see ledger.url")
     if report is None:
         return
     for problem in report.problems:
