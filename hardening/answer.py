@@ -98,8 +98,8 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
-        #: The one job there is, if one call of a kernel is all there is to do.
-        self.only = self._only()
+        #: The one job there is, if one call of a kernel is all there is to do, and nobody has to pay for it.
+        self.only = None if programs.policy.selective else self._only()
 
     @functools.cached_property
     def cost(self) -> Cost:

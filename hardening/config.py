@@ -196,6 +196,11 @@ class Policy:
                     raise ConfigError(path, f"outputs.{name}.tiers.{tier} needs noise with a sensitivity to be counted")
 
     @property
+    def selective(self) -> bool:
+        """Whether it depends on who asks, and on what they asked before, how they are answered."""
+        return bool(self.budgets or self.respond.suspicion or self.clients.credentials is not None)
+
+    @property
     def reachable(self) -> tuple[str, ...]:
         """The tiers that can come to answer a client, the default first."""
         steps = (step.tier for step in self.respond.suspicion)

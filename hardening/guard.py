@@ -97,7 +97,7 @@ class Guard:
         self._pooling = False
         self._recent: Recent[_Kept] = Recent()
         self._admission: Admission | None = None
-        if policy.budgets or policy.respond.suspicion or policy.clients.credentials is not None:
+        if policy.selective:
             suspects = self._clients.suspicion if suspicion is None else suspicion
             if ledger is None and policy.budgets:
                 ledger = open_budgets(policy, self._sink, clock)
@@ -294,17 +294,13 @@ class Guard:
         Returns what was hardened: `answer`, or one over the same arrays for a tier that the client can pay for. Raises
         ReleaseError, Denied; the answer is then wiped and nothing is released.
         """
-        admission, chosen = self._admission, answer
         try:
-            if admission is not None:
-                chosen = admission.pay(decision, answer)
-            if chosen.only is None:
-                self._finish_all(decision, chosen)
-            elif status := self._serve(decision.slot, chosen.only):
-                self._refuse(*chosen.entries[0][:2], status)
-            if admission is not None:
-                admission.credit(decision, chosen)
-            return chosen
+            if answer.only is None:
+                return self._finish_all(decision, answer)
+            status = self._serve(decision.slot, answer.only)
+            if not status:
+                return answer
+            self._refuse(*answer.entries[0][:2], status)
         except BaseException as problem:
             names = ", ".join(answer.outputs)
             answer.wipe()
@@ -313,7 +309,10 @@ class Guard:
             failure = self._failed(decision, names, problem)
         raise failure
 
-    def _finish_all(self, decision: Decision, answer: Answer) -> None:
+    def _finish_all(self, decision: Decision, answer: Answer) -> Answer:
+        admission = self._admission
+        if admission is not None:
+            answer = admission.pay(decision, answer)
         answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
@@ -323,6 +322,9 @@ class Guard:
             if status:
                 self._refuse(name, task, status)
         answer.complete()
+        if admission is not None:
+            admission.credit(decision, answer)
+        return answer
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)
