@@ -98,9 +98,10 @@ class Admission:
 
     def admit(self, caller: Caller, rows: int) -> Decision:
         """Charge `rows`, and say which tier answers. Raises Denied."""
-        tier = self._respond(caller, rows)
+        tier = wanted = self._respond(caller, rows)
         if self._exhausted or self._fallen:
-            tier = self._affordable(caller, tier, rows)
+            tier = self._affordable(caller, wanted, rows)
+            self._fall(caller.client, caller.slot, self._default if tier == wanted else tier)
         if self._counts:
             answering = self._charge(caller, tier, rows)
             if answering != tier:
@@ -151,7 +152,7 @@ class Admission:
 
     def _affordable(self, caller: Caller, tier: str, rows: int) -> str:
         """The tier that answers instead of ones that could not be paid for, as far as is known. Raises Denied."""
-        spent, asked = self._exhausted.get(caller.accounts), tier
+        spent = self._exhausted.get(caller.accounts)
         while spent and (found := spent.get(tier)) is not None:
             assert self._ledger is not None
             need = Cost(found.bits * rows, found.rho * rows)
@@ -165,7 +166,6 @@ class Admission:
             if tier == DENY:
                 self._fall(caller.client, caller.slot, DENY)
                 self._refuse(caller.client, f"{found.short.kind} of {found.short.account} are {found.short.cause}")
-        self._fall(caller.client, caller.slot, self._default if tier == asked else tier)
         return tier
 
     # Before the answer is released, and after

@@ -80,10 +80,11 @@ class Ladder:
         most = self._rules.credentials
         if most is None or not who.organisation:
             return
-        members = self._members.setdefault(who.organisation, set())
+        name = who.organisation if len(self._members) < MOST or who.organisation in self._members else POOLED
+        members = self._members.setdefault(name, set())
         if who.credential not in members:
             if len(members) >= most:
-                reason = f"{who.organisation!r} has {most} credentials already (clients.credentials)"
+                reason = f"{name!r} has {most} credentials already (clients.credentials)"
                 raise Denied(who.credential, reason, "forbidden")
             members.add(who.credential)
 
@@ -112,3 +113,5 @@ def _check(who: Identity) -> None:
             raise InputError(f"{field}: must be up to {LONGEST_NAME} printable characters of text")
         if name in (POOLED, NOBODY):
             raise InputError(f"{field}: {name!r} is the name of a shared account")
+    if who.since is not None and not (isinstance(who.since, int | float) and math.isfinite(who.since)):
+        raise InputError("since: must be a number of seconds since the epoch")

@@ -196,7 +196,7 @@ def test_a_farm_of_credentials_gains_nothing_beyond_its_organisation(tmp_path: P
         assert len(world.ask(Identity("honest", organisation="acme"), rows=8)) == 8
 
 
-def test_credentials_of_an_organisation_are_capped(tmp_path: Path) -> None:
+def test_credentials_of_an_organisation_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clients = ClientRules(identity=("credential", "organisation"), credentials=2)
     world = World(policy(tmp_path, clients=clients))
     for name in ("a", "b", "a"):
@@ -204,9 +204,12 @@ def test_credentials_of_an_organisation_are_capped(tmp_path: Path) -> None:
     denied = world.denied(Identity("c", organisation="acme"))
     assert (denied.code, str(denied)) == ("forbidden", Denied.SENTENCE)
     assert "clients.credentials" in world.events("denied")[0].evidence["reason"]
+    monkeypatch.setattr("hardening.ladder.MOST", 3)
     for i in range(5):
         world.ask(Identity(f"x{i}"))
-        world.ask(Identity(f"c{i}", organisation=f"org{i}"))
+        if i < 4:
+            world.ask(Identity(f"c{i}", organisation=f"org{i}"))
+    assert "'(pooled)' has 2" in world.denied(Identity("c", organisation="org4")).reason, "beyond, they count as one"
 
 
 def test_new_credentials_are_on_probation(tmp_path: Path) -> None:
@@ -230,6 +233,9 @@ def test_names_on_the_ladder_are_bounded(tmp_path: Path) -> None:
     for bad in ("x" * 65, "a\nb", "(none)", POOLED, 7):
         with pytest.raises(InputError, match="organisation: "):
             world.ask(Identity("alice", organisation=bad))  # type: ignore[arg-type]
+    for since in (math.nan, math.inf, "2026"):
+        with pytest.raises(InputError, match="since: "):
+            world.ask(Identity("alice", since=since))  # type: ignore[arg-type]
     for bad in ("", "x" * 65, "a\nb", 7, None, [1]):
         with pytest.raises(InputError, match="client: "):
             world.ask(Identity(bad))  # type: ignore[arg-type]
