@@ -281,7 +281,7 @@ def test_toml_and_python_are_equal() -> None:
         ("gaussian, sigma = 1e-13", "sigma", "the noise scale must be between 2**-40 and 2**40"),
         ("gaussian, sigma = 0.05, grid = 2", "grid", "must be a whole number from 5 to 15, not 2"),
         ("gaussian, sigma = 0.05, grid = 16", "grid", "must be a whole number from 5 to 15, not 16"),
-        ("gaussian, sigma = 0.05, grid = 8.0", "grid", "wrong type"),
+        ("gaussian, sigma = 0.05, grid = 8.0", "grid", "must be a whole number"),
         ("laplace, scale = 0.0", "scale", "must be a positive finite number"),
         ("laplace, scale = 0.1, epsilon = 1.0, sensitivity = 0.1", "epsilon", "scale is given too"),
         ("laplace, epsilon = 1.0", "sensitivity", "missing; give scale, or epsilon and sensitivity"),
