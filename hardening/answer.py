@@ -20,6 +20,7 @@ from hardening.kernels.layout import Job
 from hardening.ledger import Cost
 from hardening.noise import Key, derive
 from hardening.pipeline import Program, Question, Task
+from hardening.transforms.classes import INDEPENDENT
 
 
 class Programs:
@@ -131,7 +132,8 @@ class Answer:
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.dtype.itemsize > 8:
             kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
             raise ReleaseError(name, None, f"has {kind} values where the policy expects float scores ({rules.space})")
-        if value.ndim == 0 or len(value) != self.rows:
+        # All of an answer belongs to the one row that was asked, such as the boxes of one image.
+        if value.ndim == 0 or (len(value) != self.rows and self.rows != 1):
             raise ReleaseError(name, None, f"has shape {value.shape}, but {self.rows} rows were asked")
         width = value.shape[-1] if value.ndim > 1 else 1
         vectors = value.reshape(math.prod(value.shape[:-1]) if value.ndim > 1 else len(value), width)
@@ -141,7 +143,7 @@ class Answer:
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
         promise = program.promise(value.dtype.itemsize)
-        most = {"simplex": math.log2(max(width, 1)), "logits": math.log2(max(width, 1)), "sigmoid": 1.0}
+        most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
         rho = promise.parameters.get("rho")
         loss = None if rho is None else rho * len(vectors) if len(vectors) else 0.0
         self._enter(name, task, task.job, promise.bits * len(vectors), loss, most.get(rules.space, 0.0))
@@ -191,6 +193,10 @@ class Answer:
         assert key is not None
         self.nonces = np.zeros((self.rows, 3), np.uint32)
         inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
+        if self.rows > 1 and not any(a.ndim and len(a) == self.rows for a in inputs.values()):
+            raise InputError(
+                f"output {name!r} has {self.rows} rows and no input has: noise keyed on the input would be one for all"
+            )
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
         return self.nonces, self._question
 
@@ -287,8 +293,10 @@ def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:
 
 
 def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> NDArray[Any]:
-    """The arg-max of the released scores, in the shape and dtype of the model's own labels; in place if it can be."""
+    """The labels that released scores say, in the shape and dtype of the model's own labels; in place if it can be."""
     raw: NDArray[Any] = np.asarray(given)
+    if rules.space in INDEPENDENT:
+        return _yes_or_no(name, label, raw, released)
     classes: Any = rules.classes
     if isinstance(released, list):
         classes = classes or (tuple(released[0]) if released else ())
@@ -306,7 +314,18 @@ def _labels(name: str, label: str, rules: Output, given: Any, released: Any) -> 
         values = np.array(list(classes), object if raw.dtype.kind in "OSU" else raw.dtype)
     except (ValueError, TypeError, OverflowError):
         raise ReleaseError(label, None, f"holds {raw.dtype} labels, which outputs.{name}.classes are not") from None
-    answer = np.asarray(values[chosen].reshape(raw.shape))
+    return _in_place(raw, np.asarray(values[chosen].reshape(raw.shape)))
+
+
+def _yes_or_no(name: str, label: str, raw: NDArray[Any], released: Any) -> NDArray[Any]:
+    """One for every released value of at least one half."""
+    scores = np.array([list(m.values()) for m in released]) if isinstance(released, list) else released
+    if raw.dtype.kind not in "biuf" or raw.size != scores.size:
+        raise ReleaseError(label, None, f"holds {raw.dtype} in shape {raw.shape}: a 0 or 1 for each {name!r} is needed")
+    return _in_place(raw, (scores >= 0.5).reshape(raw.shape).astype(raw.dtype))
+
+
+def _in_place(raw: NDArray[Any], answer: NDArray[Any]) -> NDArray[Any]:
     if raw.flags.writeable and raw.dtype == answer.dtype:
         raw[...] = answer
         return raw

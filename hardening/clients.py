@@ -62,9 +62,10 @@ class Clients:
         self._address = int(self._rows.ctypes.data)
         self._slots: dict[str, int] = {}
         self._opening = threading.Lock()
-        #: ``charge(slot, rows)``, ``serve(slot, job)`` and ``settle(slot, job)``, see `kernels.accounts`.
+        #: ``charge(slot, rows)``, ``serve``, ``observe`` and ``settle(slot, job)``, see `kernels.accounts`.
         self.charge = functools.partial(kernels.entry(accounts.charge, "int64", "int64", "int64"), self._address)
         self.serve = functools.partial(kernels.entry(accounts.serve, "int64", "int64", "int64[::1]"), self._address)
+        self.observe = functools.partial(kernels.entry(accounts.observe, "int64", "int64", "int64[::1]"), self._address)
         self.settle = functools.partial(kernels.entry(accounts.settle, "int64", "int64", "int64[::1]"), self._address)
         self.pooled = capacity
 

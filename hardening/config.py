@@ -5,12 +5,13 @@ Nothing here reads a secret; a policy holds references to them (``file:PATH``, `
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from hardening.errors import ConfigError
 from hardening.ledger import Budget, LedgerRules
@@ -20,7 +21,9 @@ from hardening.pipeline import Pipeline
 from hardening.policy import DENY, ClientRules, Response
 from hardening.strict import build, read, table, unknown
 from hardening.transforms import TRANSFORMS, Transform
-from hardening.types import SPACES, SpaceKind
+from hardening.transforms.boxes import BOX
+from hardening.transforms.classes import INDEPENDENT
+from hardening.types import SPACES, Column, SpaceKind
 
 SCHEMA = 1
 
@@ -86,6 +89,15 @@ class Tls:
                 _check_reference(f"tls.{name}", reference)
 
 
+#: Spaces whose rows say a label.
+_LABELLED = ("simplex", "logits", *INDEPENDENT)
+
+
+def _only_of(path: str, space: str, *kinds: str) -> None:
+    if space not in kinds:
+        raise ConfigError(path, f"has a meaning for {' and '.join(kinds)} alone, not for {space}")
+
+
 @dataclass(frozen=True)
 class Output:
     """How one model output is hardened: a pipeline per tier, the first tier being the default.
@@ -93,14 +105,44 @@ class Output:
     Attributes:
         space: one of `hardening.types.SPACES`.
         tiers: transforms by tier; may be left out only for ``labels`` and ``open``.
-        label_output: the output that holds the arg-max of this one; it is derived from the released row.
+        label_output: the output that holds the arg-max of this one, or for ``sigmoid`` and ``multilabel`` a one for
+            each value of at least one half; it is derived from the released row.
         classes: values of the label output, by index; 0, 1, 2, ... if left out.
+        range: lowest and highest honest value of a ``scalar``, or of the coordinates of ``boxes``. What the model says
+            beyond it is brought to its ends before anything else is done, and tiers have to keep to it.
+        columns: what the columns of ``boxes`` hold; four coordinates if left out.
+        dense: whether tiers may release more than a few ``logits`` of a row.
     """
 
     space: SpaceKind
     tiers: Mapping[str, tuple[Transform, ...]] = field(default_factory=dict)
     label_output: str | None = None
     classes: tuple[int | str, ...] | None = None
+    range: tuple[float, ...] | None = None
+    columns: tuple[Column, ...] | None = None
+    dense: bool = False
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError for what does not go with the space; `path` is the section's."""
+        if self.space not in SPACES:
+            raise ConfigError(f"{path}.space", f"unknown space {self.space!r}; known: {', '.join(SPACES)}")
+        if not self.tiers and self.space not in ("labels", "open"):
+            raise ConfigError(f"{path}.tiers", "at least one tier is needed; the first is the default")
+        if self.label_output is not None and self.space not in _LABELLED:
+            raise ConfigError(f"{path}.label_output", f"a label agrees with class scores, not with {self.space}")
+        if self.label_output is not None and self.classes is not None and self.space in INDEPENDENT:
+            raise ConfigError(f"{path}.classes", f"the labels of {self.space} are zeros and ones: leave it out")
+        if self.range is not None:
+            _only_of(f"{path}.range", self.space, "scalar", "boxes")
+            if len(self.range) != 2 or not -math.inf < self.range[0] < self.range[1] < math.inf:
+                raise ConfigError(f"{path}.range", f"must be [low, high], finite and in order, not {list(self.range)}")
+        if self.columns is not None:
+            _only_of(f"{path}.columns", self.space, "boxes")
+            if "box" not in self.columns or not set(self.columns) <= set(get_args(Column)):
+                known = ", ".join(get_args(Column))
+                raise ConfigError(f"{path}.columns", f"must name coordinates; known: {known}, not {list(self.columns)}")
+        if self.dense:
+            _only_of(f"{path}.dense", self.space, "logits")
 
 
 @dataclass(frozen=True)
@@ -129,20 +171,15 @@ class Policy:
         tiers: tuple[str, ...] | None = None
         for name, output in self.outputs.items():
             path = f"outputs.{name}"
-            if output.space not in SPACES:
-                raise ConfigError(f"{path}.space", f"unknown space {output.space!r}; known: {', '.join(SPACES)}")
-            if not output.tiers and output.space not in ("labels", "open"):
-                raise ConfigError(f"{path}.tiers", "at least one tier is needed; the first is the default")
+            output.check(path)
             if output.label_output in self.outputs:
                 raise ConfigError(
                     f"{path}.label_output", f"{output.label_output!r} has a section of its own; remove one"
                 )
-            if output.label_output is not None and output.space not in ("simplex", "logits"):
-                raise ConfigError(f"{path}.label_output", f"a label agrees with class scores, not with {output.space}")
-            for tier, transforms in output.tiers.items():
-                pipeline = Pipeline(output.space, tuple(transforms), path=f"{path}.tiers.{tier}")
+            for tier in output.tiers:
+                pipeline = self.pipeline(name, tier)
                 if self.key is None and any(op.keyed for _, op in pipeline.lower()):
-                    raise ConfigError("key", f"missing: the noise in {pipeline.path} is keyed, add [key] with a source")
+                    raise ConfigError("key", f"missing: what {pipeline.path} draws is keyed, add [key] with a source")
             if output.tiers:
                 if DENY in output.tiers:
                     raise ConfigError(f"{path}.tiers.{DENY}", "that word stands for a refusal: name the tier otherwise")
@@ -231,11 +268,28 @@ class Policy:
 
     def pipeline(self, output: str, tier: str) -> Pipeline:
         """What `tier` does to `output`."""
+        rules = self.outputs[output]
         return Pipeline(
-            self.outputs[output].space,
-            tuple(self.outputs[output].tiers.get(tier, ())),
+            rules.space,
+            tuple(rules.tiers.get(tier, ())),
             f"outputs.{output}.tiers.{tier}",
+            bounds=None if rules.range is None else (rules.range[0], rules.range[1]),
+            columns=rules.columns or BOX,
+            dense=rules.dense or tier not in rules.tiers,
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and should be known: sentences for whoever checks the policy."""
+        said = [
+            f"outputs.{name}.dense: whole rows of logits are released; a few hundred answers tell the width of the "
+            "layer before them, and its weights up to a linear map"
+            for name, output in self.outputs.items()
+            if output.dense
+        ]
+        if self.budgets and self.ledger.place.backend == "memory":
+            said.append("ledger.url: budgets are kept in memory: they begin anew with every process")
+        return tuple(said)
 
 
 def _transform(value: Any, path: str) -> Transform:

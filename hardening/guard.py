@@ -44,6 +44,14 @@ class _Kept:
     free: bool = True
 
 
+def _rows(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> int:
+    """Rows that were asked: as many as the first output has, or one where all of it answers the one row there is."""
+    first = next(iter(outputs.values()), ())
+    rows = len(first) if np.ndim(first) else 1
+    asked = {len(array) for array in (inputs or {}).values() if np.ndim(array)}
+    return 1 if 1 in asked and rows not in asked else rows
+
+
 @contextlib.contextmanager
 def as_client(client: str | Identity) -> Iterator[None]:
     """Queries inside the block are asked by `client`, unless they name somebody else.
@@ -85,7 +93,7 @@ class Guard:
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "")
         self._clients = Clients(CAPACITY)
-        self._charge, self._serve, self._settle = self._clients.charge, self._clients.serve, self._clients.settle
+        self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
@@ -215,8 +223,7 @@ class Guard:
         Raises Denied, InputError, ReleaseError.
         """
         self.needs(tuple(n for n in outputs if n not in self.unreleased))
-        first = next(iter(outputs.values()), ())
-        rows = len(first) if np.ndim(first) else 1
+        rows = _rows(outputs, inputs)
         key = layout_of(outputs, inputs)
         recent = self._recent
         kept = recent.find(key)
@@ -317,8 +324,10 @@ class Guard:
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
-            elif not (status := task.run()):
-                self._settle(decision.slot, job)
+            else:
+                self._clients.observe(decision.slot, job)
+                if not (status := task.run()):
+                    self._clients.settle(decision.slot, job)
             if status:
                 self._refuse(name, task, status)
         answer.complete()

@@ -17,26 +17,39 @@ from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed, round_keys
-from hardening.transforms import Op, State, Transform
-from hardening.types import Guarantee, OutputSpace, SpaceKind
+from hardening.transforms import Clip, Op, State, Transform, boxes
+from hardening.transforms.base import subset_bits
+from hardening.types import Column, Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
-CELL_BITS = 12
-CELLS = 1 << CELL_BITS
+CELLS = 1 << layout.CELL_BITS
 #: Up to this many scores, and up to this many 64-bit words of the question (some 50 microseconds each), an answer is
 #: hardened without letting go of the interpreter's lock.
 SMALL, SMALL_QUESTION = 1 << 14, 1 << 16
 
 
-def declared_space(kind: SpaceKind) -> OutputSpace:
-    """The space that scores of this kind start in, and have to end in."""
-    return OutputSpace(kind, on_simplex=kind == "simplex")
+#: Most logits of a row that are released, and the share of the classes that they are at most. With k numbers a row,
+#: n questions give n k equations in n h + h V unknowns, h being the width of the layer before the V logits: a k below h
+#: leaves any number of questions short of a solution. Where there are few classes, half of them stay unsaid.
+MOST_LOGITS, MOST_LOGITS_SHARE = 16, 0.5
+
+
+def declared_space(kind: SpaceKind, bounds: tuple[float, float] | None = None) -> OutputSpace:
+    """The space that scores of this kind start and have to end in; `bounds` are of ``scalar`` and ``boxes``."""
+    low, high = (0.0, 1.0) if kind in ("sigmoid", "multilabel") else bounds or (-math.inf, math.inf)
+    return OutputSpace(kind, on_simplex=kind == "simplex", low=low, high=high)
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """What one tier does to one output.
+
+    Attributes:
+        bounds: declared range of a ``scalar`` or of the coordinates of ``boxes``: what lies beyond it is brought to its
+            ends before anything else is done.
+        columns: what the columns of ``boxes`` hold.
+        dense: whether logits may be released without a ``top_k``.
 
     Raises ConfigError, with a path relative to the tier, if a transform does not accept what the one before leaves,
     or if the end is not in the declared space.
@@ -45,9 +58,13 @@ class Pipeline:
     space: SpaceKind
     transforms: tuple[Transform, ...]
     path: str = field(default="", compare=False)
+    bounds: tuple[float, float] | None = None
+    columns: tuple[Column, ...] = boxes.BOX
+    dense: bool = False
 
     def __post_init__(self) -> None:
-        list(self.spaces())
+        for part, end in self._ends().items():
+            self._check_end(self._starts()[part], end)
         names = [t.unreleased for t in self.transforms if t.unreleased is not None]
         if len(set(names)) > 1:
             raise ConfigError(
@@ -59,25 +76,65 @@ class Pipeline:
         """The model output that it looks at beside the one it hardens, if any."""
         return next((t.unreleased for t in self.transforms if t.unreleased is not None), None)
 
-    def spaces(self) -> Iterator[OutputSpace]:
-        """The space each transform takes, in order."""
-        space = declared_space(self.space)
+    def _starts(self) -> dict[str, OutputSpace]:
+        """The space of a row; of detections, that of their coordinates and that of their scores."""
+        starts = {"box": declared_space(self.space, self.bounds)}
+        if self.space == "boxes" and "score" in self.columns:
+            starts["score"] = declared_space("sigmoid")
+        return starts
+
+    def _trace(self) -> Iterator[tuple[OutputSpace, OutputSpace]]:
+        """The space before and after each transform."""
+        spaces = self._starts()
         for i, transform in enumerate(self.transforms):
-            yield space
+            if transform.of not in spaces:
+                raise ConfigError(f"{self.path}[{i}].of", "only boxes have scores, and those that columns name")
+            before = spaces[transform.of]
             try:
-                space = transform.space_after(space)
+                spaces[transform.of] = transform.space_after(before)
             except SpaceError as problem:
                 raise ConfigError(f"{self.path}[{i}]", f"{transform.kind} {problem}") from None
-        if self.space == "simplex" and not space.on_simplex:
+            yield before, spaces[transform.of]
+
+    def spaces(self) -> Iterator[OutputSpace]:
+        """The space each transform takes, in order."""
+        return (before for before, _ in self._trace())
+
+    def _ends(self) -> dict[str, OutputSpace]:
+        """What `_starts` has become."""
+        return self._starts() | {t.of: after for t, (_, after) in zip(self.transforms, self._trace(), strict=True)}
+
+    def _check_end(self, start: OutputSpace, end: OutputSpace) -> None:
+        if start.on_simplex and not end.on_simplex:
             raise ConfigError(
                 self.path, 'leaves the simplex, and the output is declared as one: end with {kind = "project"}'
             )
+        if end.low < start.low or end.high > start.high:
+            low, high = f"{start.low:.12g}", f"{start.high:.12g}"
+            clip = f'{{kind = "clip", low = {low}, high = {high}}}'
+            raise ConfigError(self.path, f"leaves the range from {low} to {high} that is declared: end with {clip}")
+        if self.space == "logits" and not self.dense and (end.support or math.inf) > MOST_LOGITS:
+            raise ConfigError(
+                self.path,
+                "releases dense logits, from which the last layer of the model can be found: end with top_k, k at most "
+                f"{MOST_LOGITS}, or with label_only; to release them all the same, say dense = true beside the space",
+            )
 
     def check_width(self, width: int) -> None:
-        """Raise ConfigError if a transform's parameters make no sense for rows of `width` entries, or fit none."""
+        """Raise ConfigError if what the policy says makes no sense for rows of `width` entries, or fits none."""
+        if self.space == "boxes" and width != len(self.columns):
+            raise ConfigError(
+                self.path, f"boxes have {width} columns here, the policy names {len(self.columns)}: set columns"
+            )
+        few = self._ends()["box"].support
+        if self.space == "logits" and not self.dense and few and few > max(1, int(width * MOST_LOGITS_SHARE)):
+            raise ConfigError(
+                self.path,
+                f"releases {few} of {width} logits: at most half of them, or say dense = true beside the space",
+            )
         for i, transform in enumerate(self.transforms):
             try:
-                transform.needs_width(width)
+                transform.needs_width(self._width_of(transform.of, width))
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
         self.at(width)
@@ -87,50 +144,94 @@ class Pipeline:
         fitted = []
         for i, transform in enumerate(self.transforms):
             try:
-                fitted.append(transform.at(width))
+                fitted.append(transform.at(self._width_of(transform.of, width)))
             except ValueError as problem:
                 raise ConfigError(f"{self.path}[{i}]", str(problem)) from None
-        return Pipeline(self.space, tuple(fitted), self.path)
+        return replace(self, transforms=tuple(fitted))
+
+    def _width_of(self, part: str, width: int) -> int:
+        """Entries of one part of a row."""
+        return len(boxes.places(self.columns, part)) if self.space == "boxes" else width
 
     def guarantee(self, width: int | None, itemsize: int = 4) -> Guarantee:
         """What one row of the released answer promises; its bits never exceed those of the raw dtype."""
+        if self.space != "boxes":
+            return self._promise("box", width, itemsize)
+        parts = [self._promise(part, self._width_of(part, 0), itemsize) for part in self._starts()]
+        return boxes.both(parts, 8.0 * itemsize * self._width_of("label", 0))
+
+    def _promise(self, part: str, width: int | None, itemsize: int) -> Guarantee:
         raw = math.inf if width is None else 8.0 * itemsize * width
         promise = Guarantee("capacity", "answer", bits=raw, keeps_top1=True)
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            promise = transform.guarantee(promise, space, width)
-        if math.isinf(promise.bits) and width is not None:
-            promise = replace(promise, bits=raw)
-        return promise
+            if transform.of == part:
+                promise = transform.guarantee(promise, space, width)
+        few = self._ends()[part].support
+        if width is not None and few is not None and few < width:
+            raw = 8.0 * itemsize * few + subset_bits(width, few)
+        return replace(promise, bits=min(promise.bits, raw))
 
     def lower(self) -> tuple[tuple[Transform, Op], ...]:
         """Every instruction, with the transform it comes from; of a pipeline `at` a width if noise is fitted to it."""
-        return tuple(
-            (transform, op)
-            for transform, space in zip(self.transforms, self.spaces(), strict=True)
-            for op in transform.lower(space)
-        )
+        return tuple((transform, op) for transform, ops in self._steps() for op in ops)
+
+    def _steps(self) -> list[tuple[Transform, tuple[Op, ...]]]:
+        """The instructions of every transform, and before them of what the output declares."""
+        out = [(t, self._on_part(t.of, t.lower(s))) for t, s in zip(self.transforms, self.spaces(), strict=True)]
+        if self.bounds is not None:
+            limit = Clip(*self.bounds)
+            out.insert(0, (limit, self._on_part("box", limit.lower(declared_space(self.space)))))
+        if self.space == "boxes" and "score" in self.columns:
+            within = (Op("scores.check", (0.0, 1.0)),)
+            out.insert(0, (Clip(0.0, 1.0, of="score"), self._on_part("score", within)))
+        return out
+
+    def _on_part(self, part: str, ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return boxes.on_part(ops, self.columns, part) if self.space == "boxes" else ops
+
+    def contexts(self) -> Iterator[tuple[str | int | float, ...]]:
+        """For every instruction of `lower` what keys its draws: every parameter that shapes them, and all that is done
+        before. So two tiers share a draw only where it is applied to the same scores in the same way; otherwise the
+        draw would cancel out between them.
+        """
+        before: list[str] = []
+        for transform, ops in self._steps():
+            part = (transform.of,) if self.space == "boxes" else ()
+            for op in ops:
+                yield (*transform.context(), *part, *before) if op.keyed else ()
+            before.append(" ".join((repr(transform), *part)))
 
     def reference(
         self,
         scores: NDArray[Any],
-        draws: Iterator[NDArray[np.int64]] | None = None,
+        draws: Iterator[NDArray[Any]] | None = None,
         other: NDArray[Any] | None = None,
+        coverage: int = 0,
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
 
-        `other`: scores of the unreleased output, in the same shape.
+        Args:
+            draws: of the mechanisms, in order.
+            other: scores of the unreleased output, in the same shape.
+            coverage: cells that the client has visited.
         """
-        rows = np.asarray(scores, np.float64)
+        rows = np.array(scores, np.float64)
         if rows.shape[1] == 0:
-            return rows.copy()
-        if self.space in ("simplex", "sigmoid"):
-            rows = np.clip(rows, 0.0, 1.0)
+            return rows
+        for part, start in self._starts().items():
+            at = boxes.places(self.columns, part) if self.space == "boxes" else slice(None)
+            rows[:, at] = np.clip(rows[:, at], start.low, start.high)
         if self.space == "simplex":
+            rows = np.clip(rows, 0.0, 1.0)
             rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
         own = rows.argmax(axis=1)
-        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64))
+        state = State(rows, own, own, None if other is None else np.asarray(other, np.float64), coverage)
+        given = iter(()) if draws is None else draws
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
-            state = transform.at(rows.shape[1]).reference(state, space, iter(()) if draws is None else draws)
+            if self.space == "boxes":
+                state = boxes.reference(transform, state, space, given, self.columns)
+            else:
+                state = transform.at(rows.shape[1]).reference(state, space, given)
         return state.rows
 
 
@@ -151,7 +252,7 @@ class Program:
         self.pipeline, self.width = pipeline, width
         self._promises: dict[int, Guarantee] = {}
         lowered = fitted.lower()
-        keyed = {op.keyed for _, op in lowered}
+        keyed: set[str | None] = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)
         self.unreleased = pipeline.unreleased
@@ -161,8 +262,7 @@ class Program:
         steps = np.zeros((len(lowered), layout.STEP), np.int64)
         params = np.zeros((len(lowered), layout.PARAMETERS))
         self._alive: list[Any] = [steps, params]
-        seen: dict[tuple[Any, ...], int] = {}
-        for step, row, (transform, op) in zip(steps, params, lowered, strict=True):
+        for step, row, (transform, op), context in zip(steps, params, lowered, fitted.contexts(), strict=True):
             row[: len(op.params)] = op.params
             call, data = op.call, op.data
             if op.law is not None:
@@ -170,31 +270,28 @@ class Program:
                 row[2:4], data = (table.bits, table.offset), packed(table)
             if op.keyed is not None:
                 if key is None:
-                    raise ConfigError(
-                        "key", f"{transform.kind} noise needs a key: add [key] with a source to the policy"
-                    )
-                context = transform.context()
-                seen[context] = seen.get(context, -1) + 1
-                secret = derive(key, "noise", model_digest, output, seen[context], *context)
+                    raise ConfigError("key", f"{transform.kind} draws by a key: add [key] with a source to the policy")
+                secret = derive(key, "noise", model_digest, output, *context)
                 step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
                 call = f"{call}_{key.cipher.replace('-', '_')}"
             step[Step.FUNCTION] = kernels.address(call)
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
-        space = {"simplex": layout.SPACE_SIMPLEX, "sigmoid": layout.SPACE_SIGMOID}.get(pipeline.space, 0)
+        spaces = {"simplex": layout.SPACE_SIMPLEX} | dict.fromkeys(("sigmoid", "multilabel"), layout.SPACE_SIGMOID)
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
             (Job.WIDTH, width),
-            (Job.SPACE, space),
+            (Job.SPACE, spaces.get(pipeline.space, layout.SPACE_ANY)),
             (Job.LOGITS, int(pipeline.space == "logits")),
             (Job.STEPS, steps.ctypes.data),
             (Job.COUNT, len(steps)),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
+            (Job.WATCHES, int(any(op.coverage for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
             (Job.CELL_KEY, self._keep(cell_key)),
             (Job.SIGNS, self._keep(_signs(width, key, model_digest, output))),
-            (Job.CELL_BITS, CELL_BITS),
+            (Job.CELL_BITS, layout.CELL_BITS),
         ):
             self._job[place] = value
 
@@ -248,7 +345,7 @@ class Task:
         scratch = np.empty(program.scratch * (width + 8))
         words = np.empty(SCRATCH_WORDS, np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
-        row = np.empty(max(whole_words(width), question.words if question else 0), np.uint64)
+        row = np.empty(whole_words(width), np.uint64)
         self._tag = np.zeros(3, np.uint32)
         if program.unreleased is not None and (other is None or other.shape != scores.shape):
             raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
@@ -333,12 +430,12 @@ class Question:
             by_row = array.ndim > 0 and len(array) == rows
             size = array.nbytes // rows if by_row and rows else array.nbytes
             kind = array.dtype.itemsize if array.dtype.kind == "f" and array.dtype.itemsize <= 8 else tag.RAW
-            table.append((array.ctypes.data, size, size if by_row else 0, kind, (size + 7) // 8))
+            table.append((array.ctypes.data, size, size if by_row else 0, kind))
             each = by_row or array.shape[:1] == (1,)
             layout += [name, array.dtype.str, each, repr(array.shape[each:])]
         self._alive = dict(inputs)
         self.table = np.array(table, np.int64).reshape(-1, tag.INPUT)
-        self.words = whole_words(int(self.table[:, 4].sum()))
+        self.words = sum(whole_words((size + 7) // 8) for size in self.table[:, 1].tolist())
         self.key = hash_key(derive(key, "tag", model_digest, *layout), self.words)
 
 
@@ -354,7 +451,7 @@ def whole_words(count: int) -> int:
     """64-bit words that the row hash takes for `count` of them."""
     from hardening.kernels.tag import STRIDE
 
-    return max(1, (count + STRIDE - 1) // STRIDE) * STRIDE
+    return (count + STRIDE - 1) // STRIDE * STRIDE
 
 
 def hash_key(secret: bytes, words: int) -> NDArray[np.uint64]:

@@ -9,12 +9,15 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 #: What a vector of scores means, and therefore which transforms may touch it.
 #:
-#: ``simplex``: non-negative, sums to one. ``sigmoid``: independent values in [0, 1]. ``logits``: any finite scores
-#: whose arg-max is the label. ``labels``: class labels.
-#: ``embedding``: any finite vector. ``scalar``: regression values.
-#: ``open``: explicitly unhardened.
-SpaceKind = Literal["simplex", "sigmoid", "logits", "labels", "embedding", "scalar", "open"]
+#: ``simplex``: non-negative, sums to one. ``sigmoid``: each entry answers a yes/no question of its own with a value in
+#: [0, 1], such as a mask. ``multilabel``: one value in [0, 1] for each label, of which any number may apply.
+#: ``logits``: any finite scores whose arg-max is the label. ``labels``: class labels.
+#: ``embedding``: any finite vector. ``scalar``: regression values. ``boxes``: detections, with coordinates, scores and
+#: labels side by side in the last axis. ``open``: explicitly unhardened.
+SpaceKind = Literal["simplex", "sigmoid", "multilabel", "logits", "labels", "embedding", "scalar", "boxes", "open"]
 SPACES: tuple[str, ...] = get_args(SpaceKind)
+#: What one column of detections holds: a coordinate, a score in [0, 1], or a label or other number released as it is.
+Column = Literal["box", "score", "label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,10 @@ class OutputSpace:
     Attributes:
         kind: one of `SPACES`.
         on_simplex: whether the vector is a distribution at this point; noise takes it off, ``project`` puts it back.
-        low, high: bounds that a ``clip`` has established, or infinities.
-        support: most entries that can differ from zero, if a ``top_k`` has limited them.
+        low, high: bounds of every entry, declared or established by a ``clip``, or infinities.
+        support: most entries that can differ from zero, or on logits from a constant, if a ``top_k`` has limited them.
         units: if set, every entry is a multiple of 1/units.
+        relabelled: whether another label may stand in for the model's own; what keeps the top class keeps that one.
     """
 
     kind: SpaceKind
@@ -35,6 +39,7 @@ class OutputSpace:
     high: float = math.inf
     support: int | None = None
     units: int | None = None
+    relabelled: bool = False
 
 
 class Standing(NamedTuple):
@@ -147,9 +152,10 @@ class Sink(Protocol):
 
 
 #: capacity: bits an answer can carry. output-metric: models whose clean outputs are close are hard to tell apart.
-#: label: output-metric, but only among models that agree on the label. shard: one training record, for ensembles on
+#: label: output-metric, but only among models that agree on the label. label-rr: the label is drawn, and any two
+#: models, however they differ, give it with nearly the same chances. shard: one training record, for ensembles on
 #: disjoint shards. none: deception or nothing.
-Relation = Literal["capacity", "output-metric", "shard", "label", "none"]
+Relation = Literal["capacity", "output-metric", "shard", "label", "label-rr", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What is drawn must not show in how it is drawn: the same instructions whatever the key, the nonce and the value.
 
-Two ways to see it. The noise instructions are single-stepped, and every call must take the very same path. And in the
-optimised code of the ciphers and of a draw, no branch and no address depends on anything that was loaded, but for the
-look-up in the table of the law, which is by the value drawn.
+Two ways to see it. The instructions that draw are single-stepped, and every call must take the very same path. And in
+the optimised code of the ciphers and of a draw, no branch and no address depends on anything that was loaded, but for
+the look-up in the table of the law, which is by the value drawn.
 """
 
 from __future__ import annotations
@@ -33,9 +33,16 @@ from hardening import kernels
 from hardening.kernels.layout import Job
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Task
-from hardening.transforms import Laplace
+from hardening.transforms import BoundaryRandomisedResponse, Exponential, Laplace, PermuteAndFlip
 
-cipher, rows, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+cipher, rows, width, name = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+transform = {
+    "additive.noise": Laplace(scale=1.0),
+    "labels.exponential": Exponential(epsilon=4.0),
+    "labels.permute_and_flip": PermuteAndFlip(epsilon=4.0),
+    "boundary.coin": BoundaryRandomisedResponse(epsilon=0.5, margin=2.0),
+}[name]
+space = "scalar" if name == "additive.noise" else "simplex"
 
 def leaky(job):
     words = carray(pointer(job), (1,), np.int64)
@@ -50,12 +57,12 @@ if cipher == "leaky":
     kept = numba.cfunc("void(int64)")(leaky)
     address, cipher = kept.address, "chacha20"
 else:
-    address = kernels.address("additive.noise_" + cipher.replace("-", "_"))
+    address = kernels.address(name + "_" + cipher.replace("-", "_"))
 call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
 rng, tasks = np.random.default_rng(1), []
 for i in range(8):
-    program = Program(Pipeline("scalar", (Laplace(scale=1.0),)), width, Key(1, cipher, rng.bytes(32)), "p", "m")
-    scores, nonces = rng.normal(size=(rows, width)), rng.integers(0, 2**32, (rows, 3), dtype=np.uint32)
+    program = Program(Pipeline(space, (transform,)), width, Key(1, cipher, rng.bytes(32)), "p", "m")
+    scores, nonces = rng.dirichlet(np.ones(width), rows), rng.integers(0, 2**32, (rows, 3), dtype=np.uint32)
     tasks.append(Task(program, scores, rows, nonces))
     assert tasks[-1].run() == 0  # leaves the job as the instruction finds it
 
@@ -104,11 +111,11 @@ print(json.dumps(paths))
 """
 
 
-def paths(cipher: str, rows: int, width: int, **environment: str) -> list[tuple[int, str]]:
-    """How many instructions each of eight calls took, with keys, nonces and scores of its own, and which."""
+def paths(cipher: str, rows: int, width: int, name: str, **environment: str) -> list[tuple[int, str]]:
+    """How many machine instructions each of eight calls took, with keys, nonces and scores of its own, and which."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("registers are read as Linux on x86-64 has them")
-    arguments = [sys.executable, "-c", TRACE, cipher, str(rows), str(width)]
+    arguments = [sys.executable, "-c", TRACE, cipher, str(rows), str(width), name]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | environment)
     found = json.loads(run.stdout)
     if found is None:
@@ -120,18 +127,24 @@ def paths(cipher: str, rows: int, width: int, **environment: str) -> list[tuple[
     "machine", [{}, pytest.param({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, marks=pytest.mark.deep)]
 )
 @pytest.mark.parametrize("shape", [(1, 40), (8, 20)])
-@pytest.mark.parametrize("cipher", CIPHERS)
-def test_noise_takes_the_same_path_whatever_is_drawn(
-    cipher: str, shape: tuple[int, int], machine: dict[str, str]
+@pytest.mark.parametrize(
+    ("name", "cipher"),
+    [
+        *(("additive.noise", cipher) for cipher in CIPHERS),
+        *((name, "chacha20") for name in ("labels.exponential", "labels.permute_and_flip", "boundary.coin")),
+    ],
+)
+def test_the_path_is_the_same_whatever_is_drawn(
+    name: str, cipher: str, shape: tuple[int, int], machine: dict[str, str]
 ) -> None:
-    taken = paths(cipher, *shape, **machine)
+    taken = paths(cipher, *shape, name, **machine)
     assert len(taken) == 8
     assert taken[0][0] > 200
     assert len(set(taken)) == 1
 
 
 def test_the_tracer_sees_a_branch() -> None:
-    assert len(set(paths("leaky", 1, 40))) == 2
+    assert len(set(paths("leaky", 1, 40, "additive.noise"))) == 2
 
 
 def secret_choices(function: Any, *signature: Any) -> tuple[int, int]:

@@ -48,16 +48,25 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
-        "outputs": ["probabilities", "logits", "severity", "price", "language", "model_version"],
-        "tiers": ["normal", "deceptive", "suspect", "label"],
+        "outputs": [
+            *("probabilities", "logits", "severity", "price", "tags", "age", "embedding", "detections"),
+            *("language", "model_version"),
+        ],
+        "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
+        "warnings": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
     explained = json.loads(capsys.readouterr().out)
     assert explained["probabilities"]["normal"]["relation"] == "label"
+    assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
     assert explained["logits"]["normal"]["relation"] == "output-metric"
     assert {t["relation"] for t in explained["severity"].values()} == {"none"}
-    assert [t["looks_at"] for t in explained["severity"].values()] == [None, "severity_copy", None, "severity_copy"]
+    assert [t["looks_at"] for t in explained["severity"].values()] == [
+        *(None, None, None, "severity_copy"),
+        *(None, "severity_copy"),
+    ]
+    assert explained["detections"]["label"]["transforms"] == ["Types(n=40)", "LabelOnly() of the score"]
     assert explained["price"]["suspect"]["conversion"] == {
         "relation": "output-metric",
         "unit": "answer",
@@ -72,7 +81,7 @@ def test_every_tier_of_the_policy_fits_its_classes() -> None:
     policy = load_policy(POLICY)
     for name, output in policy.outputs.items():
         for tier in output.tiers:
-            policy.pipeline(name, tier).check_width(4)
+            policy.pipeline(name, tier).check_width(len(output.columns or range(4)))
 
 
 def test_the_policy_hardens(tmp_path: Path) -> None:
@@ -84,6 +93,10 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         "logits": rng.normal(size=(5, 4)).astype("f4"),
         "severity": rng.dirichlet(np.ones(4), 5),
         "price": np.array([[3.0], [8.25], [0.0], [-1.0], [100.0]], "f4"),
+        "tags": rng.random((5, 9)).astype("f4"),
+        "age": rng.uniform(-5, 130, (5, 1)).astype("f4"),
+        "embedding": rng.normal(size=(5, 32)).astype("f4"),
+        "detections": np.dstack([rng.uniform(0, 640, (5, 7, 4)), rng.random((5, 7, 1)), np.full((5, 7, 1), 3)]),
         "language": np.arange(5),
         "model_version": np.full(5, 3),
     }
@@ -100,6 +113,13 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         np.testing.assert_allclose(released[name] * units, np.rint(released[name] * units), atol=1e-4)
     assert (released["price"] != clean["price"]).any()
     assert np.abs(released["price"] - clean["price"]).max() < 20
+    lengths = [np.linalg.norm(side["embedding"], axis=1) for side in (released, clean)]
+    np.testing.assert_allclose(*lengths, rtol=1e-5)
+    assert ((released["tags"] > 0).sum(1) <= 3).all()
+    assert released["age"].min() >= 0
+    assert released["age"].max() <= 120
+    assert np.array_equal(released["detections"][..., :4], np.rint(released["detections"][..., :4]))
+    assert (released["detections"][..., 5] == 3).all()
     for name in ("language", "model_version"):
         assert np.array_equal(released[name], clean[name])
 

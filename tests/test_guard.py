@@ -196,6 +196,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
         guard.harden({"p": p}, inputs={"x": x})
 
 
+def test_noise_is_never_that_of_another_row(tmp_path: Path) -> None:
+    """Where no input tells the rows apart, their noise would be one, and differences of scores free of it."""
+    p, x = batch()
+    with hardening.Guard(policy(tmp_path)) as guard:
+        with pytest.raises(InputError, match="5 rows and no input has"):
+            guard.harden({"p": p}, inputs={"x": x[:3]})
+        one = guard.harden({"p": p}, client="alice", inputs={"x": x[:1]})["p"]
+        assert guard.standing("alice").queries == 1, "all five answer the one question there is"
+        assert len(np.unique(one - p, axis=0)) == 5
+
+
 def test_zero_rows_and_zero_classes(tmp_path: Path) -> None:
     with hardening.Guard(policy(tmp_path, tier=(Types(n=4),))) as guard:
         assert guard.harden({"p": np.zeros((0, 4), "f4")})["p"].shape == (0, 4)

@@ -18,10 +18,8 @@ import hashlib, sys
 import numpy as np
 from hardening.noise import Key
 from hardening.pipeline import Pipeline, Program, Question, Task
-from hardening.transforms import (
-    Clip, DynaNoise, Gaussian, Grad2, Laplace, Mad, MemGuard, Misinformation, Mld, Project, RandomTarget,
-    ReverseSigmoid, Round, Temperature, TopK, Types,
-)
+from hardening.kernels.layout import Job
+from hardening.transforms import *
 
 key = Key(1, sys.argv[1], bytes(range(32)))
 tiers = [
@@ -35,7 +33,13 @@ tiers = [
     ("simplex", (Grad2(l1=0.5, keep_top1=False), Mad(l1=0.5, surrogate="s"))),
     ("simplex", (Misinformation(tau=0.5, nu=30.0, surrogate="s"),)),
     ("scalar", (Gaussian(sigma=0.2, key="cell"), Round(decimals=2))),
+    ("simplex", (Exponential(epsilon=12.0),)),
+    ("simplex", (Canary(rate=0.5), PermuteAndFlip(epsilon=12.0, key="cell"))),
+    ("logits", (Canary(rate=0.5), KRandomisedResponse(epsilon=2.0))),
+    ("logits", (Clip(low=-5.0, high=5.0), BoundaryRandomisedResponse(epsilon=1.0, margin=1.0))),
     ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=5))),
+    ("scalar", (Clip(low=-1.3, high=2.7), Types(n=7))),
+    ("embedding", (CoverageNoise(), Orthogonal(), Round(decimals=5))),
 ]
 digest = hashlib.sha256()
 for space, transforms in tiers:
@@ -50,7 +54,9 @@ for space, transforms in tiers:
             program = Program(Pipeline(space, transforms), width, key, "p", "m")
             question = Question(key, "m", asked, rows) if program.keyed_by_input else None
             other = rng.dirichlet(np.full(width, 0.5), rows) if program.unreleased else None
-            assert Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other).run() == 0
+            task = Task(program, scores, rows, np.zeros((rows, 3), np.uint32), question, other)
+            task.job[Job.COVERAGE] = 2000
+            assert task.run() == 0
             digest.update(scores.tobytes())
 print(digest.hexdigest())
 """

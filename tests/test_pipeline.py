@@ -22,11 +22,16 @@ from hardening.kernels import layout
 from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, reference_stream
 from hardening.pipeline import Pipeline, Program, Question, Task
 from hardening.transforms import (
+    BoundaryRandomisedResponse,
+    Canary,
     Clip,
+    CoverageNoise,
     Cutoff,
     DynaNoise,
+    Exponential,
     Gaussian,
     Grad2,
+    KRandomisedResponse,
     LabelOnly,
     Laplace,
     Mad,
@@ -34,6 +39,8 @@ from hardening.transforms import (
     Misinformation,
     Mld,
     Noise,
+    Orthogonal,
+    PermuteAndFlip,
     Project,
     RandomTarget,
     ReverseSigmoid,
@@ -82,6 +89,10 @@ SIMPLEX: dict[str, tuple[Transform, ...]] = {
     "finest": (Gaussian(sigma=0.05, grid=15), Project()),
     "coarse": (Laplace(scale=0.1, grid=4), Project(), Types(n=20)),
     "reverse": (ReverseSigmoid(beta=0.01, gamma=0.2),),
+    "exponential": (Exponential(epsilon=12.0),),
+    "permute-and-flip": (Gaussian(sigma=0.02), Project(), PermuteAndFlip(epsilon=12.0)),
+    "k-rr": (KRandomisedResponse(epsilon=3.0), Project(keep_top1=True), Types(n=3)),
+    "boundary": (BoundaryRandomisedResponse(epsilon=0.5, margin=0.2),),
     "cutoff": (Cutoff(low=0.1),),
     "random": (RandomTarget(l1=0.8),),
     "random-any": (RandomTarget(l1=1.5, keep_top1=False), Types(n=100)),
@@ -115,24 +126,19 @@ def run(
     return Task(Program(pipeline, scores.shape[1], key, "p", model), out, len(out), nonces).run(), out
 
 
-def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[np.int64]]:
-    """What the kernel must have drawn, by the other implementation of its cipher and the table in numpy.
-
-    For instructions that draw without a table, one word for each row.
-    """
-    seen: dict[Any, int] = {}
-    for transform, op in pipeline.at(width).lower():
+def draws(pipeline: Pipeline, nonces: NDArray[np.uint32], width: int, key: Key = KEY) -> Iterator[NDArray[Any]]:
+    """The noise or words that the kernel must have used: another implementation of the cipher, the table in numpy."""
+    fitted = pipeline.at(width)
+    for (transform, op), context in zip(fitted.lower(), fitted.contexts(), strict=True):
         if op.keyed is None:
             continue
-        context = transform.context()
-        seen[context] = seen.get(context, -1) + 1
-        secret = derive(key, "noise", "m", "p", seen[context], *context)
-        if op.law is None:
-            yield np.array([reference_stream(key.cipher, secret, n.tobytes(), 0, 1) for n in nonces]).view(np.int64)
-            continue
-        table = noise_table(op.law)
+        secret = derive(key, "noise", "m", "p", *context)
         streams = [reference_stream(key.cipher, secret, nonce.tobytes(), 0, width) for nonce in nonces]
-        yield np.array([reference_noise(table, stream) for stream in streams]).reshape(len(nonces), width)
+        if op.law is None:
+            yield np.array(streams).reshape(len(nonces), width)
+            continue
+        table, n = noise_table(op.law), pipeline.columns.count(transform.of) if pipeline.space == "boxes" else width
+        yield np.array([reference_noise(table, stream[:n]) for stream in streams]).reshape(len(nonces), n)
 
 
 def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np.float64]:
@@ -172,15 +178,22 @@ def test_kernel_equals_reference(name: str, cipher: str, width: int, seed: int, 
     [
         ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=0.25), Clip(low=-6.0, high=6.0), TopK(k=3))),
         ("logits", (Temperature(t=3.0), LabelOnly())),
+        ("logits", (Clip(low=-5.0, high=5.0), Exponential(epsilon=20.0))),
+        ("logits", (Clip(low=-5.0, high=6.5), PermuteAndFlip(epsilon=20.0))),
+        ("logits", (Temperature(t=3.0), KRandomisedResponse(epsilon=3.0))),
+        ("logits", (BoundaryRandomisedResponse(epsilon=0.0, margin=2.0),)),
         ("sigmoid", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), Round(decimals=1))),
         ("sigmoid", (LabelOnly(),)),
+        ("multilabel", (Gaussian(sigma=0.1), Clip(low=0.0, high=1.0), TopK(k=4), Round(decimals=2))),
+        ("multilabel", (TopK(k=20), Types(n=7))),
+        ("multilabel", (TopK(k=1), LabelOnly())),
         ("scalar", (Laplace(scale=3.0), Round(decimals=0))),
         ("embedding", (Gaussian(sigma=0.02), Round(decimals=3))),
     ],
 )
 def test_kernel_equals_reference_off_the_simplex(space: Any, transforms: tuple[Transform, ...], cipher: str) -> None:
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(6, 17)) * 4 if space != "sigmoid" else rng.random((6, 17))
+    x = rng.normal(size=(6, 17)) * 4 if space not in ("sigmoid", "multilabel") else rng.random((6, 17))
     nonces = rng.integers(0, 2**32, (6, 3), dtype=np.uint32)
     pipeline = Pipeline(space, transforms)
     status, out = run(pipeline, x, nonces, key=KEYS[cipher])
@@ -194,7 +207,7 @@ def test_masked_scores_may_be_the_least_floats(width: int) -> None:
     x = np.full((9, width), np.finfo(np.float64).min)
     x[:, 2] /= 2
     for transforms in ((LabelOnly(),), (Clip(low=-2.0, high=2.0), TopK(k=2)), (Temperature(t=0.5),)):
-        pipeline = Pipeline("logits", transforms)
+        pipeline = Pipeline("logits", transforms, dense=True)
         status, out = run(pipeline, x)
         assert status == 0
         with np.errstate(over="ignore"):
@@ -277,7 +290,7 @@ def test_rows_are_the_same_alone_and_among_others(cipher: str) -> None:
     for width in (1, 2, 9, 16, 17, 33, 64, 65, 200):
         x = distributions(21, width, width, 0.3) if width > 1 else np.ones((21, 1))
         nonces = np.random.default_rng(width).integers(0, 2**32, (21, 3), dtype=np.uint32)
-        for transforms in SIMPLEX.values():
+        for transforms in (*SIMPLEX.values(), (Canary(rate=0.5), Types(n=100))):
             if any(isinstance(t, TopK) and (t.other or 0) >= width for t in transforms):
                 continue
             pipeline = Pipeline("simplex", transforms)
@@ -385,6 +398,17 @@ def test_same_question_same_noise_and_nothing_else_shares_it(cipher: str) -> Non
         assert not np.allclose(base - x, other - x, atol=1e-3)
 
 
+def test_a_draw_is_not_shared_where_it_would_cancel_out() -> None:
+    """The same noise on scores and on their halves would give the scores away: twice the difference."""
+    x, nonce = np.array([[3.0, -1.0, 0.5]]), np.array([[1, 2, 3]], np.uint32)
+    plain = run(Pipeline("logits", (Gaussian(sigma=0.5),), dense=True), x, nonce)[1]
+    halved = run(Pipeline("logits", (Temperature(t=2.0), Gaussian(sigma=0.5)), dense=True), x, nonce)[1]
+    assert np.abs(2 * (plain - halved) - x).max() > 0.1
+    # What comes after is a function of the noisy scores, which are therefore the same.
+    rounded = run(Pipeline("logits", (Gaussian(sigma=0.5), Round(decimals=1)), dense=True), x, nonce)[1]
+    assert np.array_equal(rounded, np.rint(plain * 10) / 10)
+
+
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_noise_of_the_client_is_the_client_s_own(cipher: str) -> None:
     """One layer for all, one for each client: what two clients share is the first."""
@@ -404,7 +428,8 @@ def test_noise_of_the_client_is_the_client_s_own(cipher: str) -> None:
     assert (one == other).mean() < 0.1
     assert np.abs(one - alike).max() < 0.06
     shifted = nonces + np.array([1, 2, 3], np.uint32)  # the tag is added to the nonce, word by word
-    assert np.array_equal(one - alike, run(Pipeline("scalar", (own,)), x, shifted, key=KEYS[cipher])[1])
+    _, layer = draws(Pipeline("scalar", (shared, own)), shifted, 5, KEYS[cipher])
+    assert np.array_equal(one - alike, layer * own.step)
 
 
 def test_every_parameter_that_shapes_noise_keys_it() -> None:
@@ -461,6 +486,29 @@ def test_cell_noise_gives_near_duplicates_nothing(cipher: str) -> None:
         ("scalar", (LabelOnly(),), "tier[0]"),
         ("labels", (Round(decimals=1),), "tier[0]"),
         ("embedding", (Project(),), "tier[0]"),
+        ("embedding", (Types(n=5),), "tier[0]"),
+        ("scalar", (Types(n=5),), "tier[0]"),
+        ("scalar", (Orthogonal(),), "tier[0]"),
+        ("simplex", (CoverageNoise(),), "tier[0]"),
+        ("sigmoid", (TopK(k=1),), "tier[0]"),
+        ("multilabel", (TopK(k=1, remainder="spread"),), "tier[0]"),
+        ("multilabel", (Gaussian(sigma=0.1),), "tier"),
+        ("boxes", (LabelOnly(),), "tier[0]"),
+        ("boxes", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("scalar", (Round(decimals=1, of="score"),), "tier[0].of"),
+        ("logits", (), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=17)), "tier"),
+        ("logits", (Clip(low=-5.0, high=5.0), TopK(k=3), Gaussian(sigma=0.1)), "tier"),
+        ("logits", (Exponential(epsilon=1.0),), "tier[0]"),
+        ("logits", (PermuteAndFlip(epsilon=1.0),), "tier[0]"),
+        ("logits", (Clip(low=-5.0, high=5.0), Gaussian(sigma=1.0), Exponential(epsilon=1.0)), "tier[2]"),
+        ("logits", (KRandomisedResponse(epsilon=1.0, key="cell"),), "tier[0]"),
+        ("logits", (BoundaryRandomisedResponse(epsilon=1.0, margin=1.0, key="cell"),), "tier[0]"),
+        ("simplex", (Gaussian(sigma=0.1), Exponential(epsilon=1.0)), "tier[1]"),
+        ("simplex", (Gaussian(sigma=0.1), Canary(rate=0.1), Project()), "tier[1]"),
+        ("simplex", (LabelOnly(), Canary(rate=0.1)), "tier[1]"),
+        ("sigmoid", (KRandomisedResponse(epsilon=1.0),), "tier[0]"),
+        ("scalar", (Canary(rate=0.1),), "tier[0]"),
     ],
 )
 def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Transform, ...], path: str) -> None:
@@ -485,6 +533,14 @@ def test_wrong_pairs_are_configuration_errors(space: Any, transforms: tuple[Tran
         lambda: Laplace(scale=math.nan),
         lambda: ReverseSigmoid(beta=0.0),
         lambda: ReverseSigmoid(beta=10.0, gamma=10.0),
+        lambda: Exponential(epsilon=-0.1),
+        lambda: PermuteAndFlip(epsilon=math.nan),
+        lambda: KRandomisedResponse(epsilon=1001.0),
+        lambda: KRandomisedResponse(epsilon=1.0, scope="everybody"),
+        lambda: BoundaryRandomisedResponse(epsilon=1.0, margin=0.0),
+        lambda: Canary(rate=0.0),
+        lambda: Canary(rate=1.5),
+        lambda: Canary(rate=math.nan),
     ],
 )
 def test_impossible_parameters_are_refused(make: Any) -> None:

@@ -19,7 +19,7 @@ from hardening import accounting
 from hardening.cli import main
 from hardening.cli.promises import conversion, loss_in_words
 from hardening.config import KeySource, Output, Policy, parse_policy
-from hardening.pipeline import Pipeline
+from hardening.pipeline import Pipeline, declared_space
 from hardening.transforms import (
     Clip,
     Gaussian,
@@ -223,7 +223,7 @@ STEPS = NOISES | st.sampled_from(
 @given(st.lists(STEPS, max_size=5), st.sampled_from([None, 1, 2, 10]))
 def test_whatever_is_piled_up_a_loss_has_its_noise(steps: list[Transform], width: int | None) -> None:
     """Folded over any pipeline: a loss only after noise with a sensitivity, never below what the best of it gives."""
-    given, (space,) = Guarantee("capacity", "answer"), Pipeline("sigmoid", (KNOWN,)).spaces()
+    given, space = Guarantee("capacity", "answer"), declared_space("sigmoid")
     for step in steps:
         given = step.guarantee(given, space, width)
     noises = [step for step in steps if isinstance(step, Noise) and step.key != "cell"]

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.transforms.boxes import BOX
+from hardening.types import Column
 from hardening_onnx.graph import attributes
 
-Kind = Literal["simplex", "sigmoid", "logits", "labels", "embedding", "scalar", "unknown"]
+Kind = Literal["simplex", "sigmoid", "multilabel", "logits", "labels", "embedding", "scalar", "boxes", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Finding:
         low, high: bounds of the values, where the graph gives them.
         scale: typical size of an entry of an embedding, where the graph gives it.
         last: whether the scores of one row lie along the last axis.
+        columns: what the columns of boxes hold.
+        each: whether labels are zeros and ones, one for each value from 0 to 1 that is at least one half.
     """
 
     kind: Kind
@@ -40,6 +44,8 @@ class Finding:
     high: float = math.inf
     scale: float | None = None
     last: bool = True
+    columns: tuple[Column, ...] = ()
+    each: bool = False
 
 
 def class_names(attribute: dict[str, Any]) -> tuple[int | str, ...]:
@@ -102,6 +108,19 @@ def _leaves_are_distributions(attribute: dict[str, Any], classes: int) -> bool:
     if classes == 2 and len(np.unique(ids)) == 1:  # one column; the runtime writes 1 - p and p
         return bool(most.sum() + base.sum() <= 1 + 1e-3)
     return bool(abs(most.sum() + base.sum() - 1) <= 1e-3 and abs(least.sum() + base.sum() - 1) <= 1e-3)
+
+
+def columns_of_boxes(parts: list[tuple[Finding, int | None]]) -> tuple[Column, ...]:
+    """What stands side by side, if it is four numbers without a meaning of their own, then scores and labels."""
+    (first, four), *rest = parts
+    if first.kind != "unknown" or four != 4 or "sigmoid" not in {found.kind for found, _ in rest}:
+        return ()
+    columns: list[Column] = [*BOX]
+    for found, width in rest:
+        if width is None or found.kind not in ("sigmoid", "labels"):
+            return ()
+        columns += ["score" if found.kind == "sigmoid" else "label"] * width
+    return tuple(columns)
 
 
 def regressor(node: Any) -> Finding:

@@ -7,17 +7,23 @@ from collections.abc import Iterator
 
 from hardening.config import Output, Policy
 from hardening.errors import ConfigError
+from hardening.transforms.classes import INDEPENDENT
 from hardening.types import ModelReport
 from hardening_onnx.findings import Finding
-from hardening_onnx.graph import Value, quoted, read
+from hardening_onnx.graph import Shape, Value, quoted, read
 from hardening_onnx.recognise import recognise
 
 #: Declared and recognised spaces that differ and still work, with what would be better.
 _TOLERABLE = {
     ("sigmoid", "simplex"): "declared as a simplex its rows would keep their sum of one",
+    ("sigmoid", "multilabel"): "declared as multilabel its rows could be cut by top_k",
+    ("multilabel", "sigmoid"): "declared as sigmoid no entry is taken for a label among others",
+    ("multilabel", "simplex"): "declared as a simplex its rows would keep their sum of one",
     ("logits", "simplex"): "declared as a simplex it would need no clip and reveal less",
     ("logits", "sigmoid"): "declared as sigmoid its values would stay between 0 and 1",
+    ("logits", "multilabel"): "declared as multilabel its values would stay between 0 and 1",
     ("scalar", "sigmoid"): "declared as sigmoid its values would stay between 0 and 1",
+    ("scalar", "multilabel"): "declared as multilabel its values would stay between 0 and 1",
     ("embedding", "scalar"): "as a scalar it can be limited to its range",
 }
 
@@ -40,6 +46,8 @@ def check(policy: Policy, model: str | os.PathLike[str]) -> ModelReport:
         width = values[name].width or found[name].width
         if width is not None:
             widths[name] = width
+        if output.columns is not None and found[name].columns not in ((), output.columns):
+            warnings.append(f"outputs.{name}.columns: they seem to be {', '.join(found[name].columns)}")
         problems += _width_problems(policy, name, width)
         for serious, sentence in _space_remarks(name, output, values[name], found[name]):
             (problems if serious else warnings).append(sentence)
@@ -117,8 +125,14 @@ def _label_remarks(
     if value.holds not in ("integers", "strings"):
         yield True, f"{path}: {label!r} holds {value.holds}; labels are integers or strings"
         return
-    if not _one_for_each_row(value, scores):
-        yield True, f"{path}: {label!r} has shape {value.shape}; one label for each row of {scores.shape} is needed"
+    each = output.space in INDEPENDENT
+    if not (_fit(value.shape, scores.shape) if each else _one_for_each_row(value, scores)):
+        what = "value" if each else "row"
+        yield True, f"{path}: {label!r} has shape {value.shape}; one label for each {what} of {scores.shape} is needed"
+    if each:
+        if not (found[label].each and found[label].root == found[name].root):
+            yield False, f"{path}: the graph does not prove that {label!r} says which of {name!r} are at least one half"
+        return
     known = found[label].classes or found[name].classes
     yield from _class_remarks(f"outputs.{name}.classes", output.classes, known, value, scores)
     if found[label].root != found[name].root:
@@ -131,9 +145,16 @@ def _one_for_each_row(label: Value, scores: Value) -> bool:
     rest, rows = label.shape, scores.shape[:-1]
     if len(rest) == len(scores.shape) and rest[-1] == 1:
         rest = rest[:-1]
-    if len(rest) != len(rows):
-        return False
-    return all(a == b for a, b in zip(rest, rows, strict=True) if isinstance(a, int) and isinstance(b, int))
+    return _fit(rest, rows)
+
+
+def _fit(a: Shape | None, b: Shape | None) -> bool:
+    """Whether two shapes may be the same, as far as they are known."""
+    if a is None or b is None:
+        return True
+    return len(a) == len(b) and all(
+        x == y for x, y in zip(a, b, strict=True) if isinstance(x, int) and isinstance(y, int)
+    )
 
 
 def _class_remarks(

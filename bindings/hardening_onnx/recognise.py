@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from hardening.transforms.boxes import BOX
 from hardening_onnx.findings import Finding, Kind
 from hardening_onnx.graph import Graph, Value, quoted
 from hardening_onnx.walk import Recogniser
@@ -60,6 +61,11 @@ def _judge(found: Finding, value: Value, graph: Graph) -> Finding:
         return Finding("unknown", f"{found.why}, but is declared to hold {value.holds}", False)
     if found.kind == "unknown" and value.holds != "floats":
         return replace(found, why=f"{found.why}; it is declared to hold {value.holds}")
+    if found.kind in ("unknown", "sigmoid") and "box" in value.name.lower() and value.width == 4:
+        why = f"{found.why}; its name {quoted(value.name)} and rows of four numbers speak of boxes"
+        return replace(found, kind="boxes", why=why, sure=False, columns=BOX)
+    if found.kind == "sigmoid" and not found.classes and (value.width or 1) > 1 and len(value.shape or ()) in (2, 3):
+        return replace(found, kind="multilabel", why=f"{found.why}, one for each label")
     if found.kind == "unknown" and _SAYS_BOXES.search(value.name):
         return replace(found, why=f"{found.why}; its name {quoted(value.name)} speaks of detections")
     if found.kind == "unknown" and re.search("without an activation|pooled features", found.why):

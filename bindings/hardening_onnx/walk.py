@@ -281,11 +281,28 @@ class Recogniser:
                     one = self.graph.constant(made[0].input[0])
                     if one is not None and one.size == 1 and float(one.reshape(-1)[0]) == 1.0:
                         return Finding("simplex", "it ends in Concat of 1 - p and p", width=2)
+        shape, axis = self.graph.shape(tensor), attributes(node).get("axis")
+        if axis == -1 or (shape is not None and axis == len(shape) - 1):
+            parts = [(self.see(part, depth), self.graph.width(part)) for part in node.input]
+            if columns := findings.columns_of_boxes(parts):
+                why = "it ends in Concat of four numbers, scores from 0 to 1 and labels: boxes"
+                return Finding("boxes", why, False, len(columns), columns=columns)
         return Finding("unknown", "it ends in Concat: parts of different meaning stand side by side", False)
 
     def _argmax(self, node: Any, tensor: str, depth: int) -> Finding:
         scores = self.see(node.input[0], depth)
         return Finding("labels", "it ends in ArgMax", width=scores.width, root=scores.root)
+
+    def _at_half(self, node: Any, tensor: str, depth: int) -> Finding:
+        """Zeros and ones, as a value is below one half or not."""
+        found, bound = self.see(node.input[0], depth), attributes(node).get("threshold")
+        if node.op_type != "Binarizer":
+            constant = self.graph.constant(node.input[1])
+            bound = float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+        if found.kind != "sigmoid" or bound is None or abs(bound - 0.5) > 1e-6:
+            return Finding("unknown", f"no rule knows what {node.op_type} leaves", False)
+        why = f"it ends in {node.op_type} at one half: a 0 or 1 for each value"
+        return Finding("labels", why, width=found.width, root=found.root, each=True)
 
     def _array_feature_extractor(self, node: Any, tensor: str, depth: int) -> Finding:
         return self._picked(node, node.input[1], depth)
@@ -322,11 +339,14 @@ _RULES: dict[str, Callable[[Recogniser, Any, str, int], Finding]] = {
     "Add": Recogniser._add,
     "ArgMax": Recogniser._argmax,
     "ArrayFeatureExtractor": Recogniser._array_feature_extractor,
+    "Binarizer": Recogniser._at_half,
     "Clip": Recogniser._clip,
     "Concat": Recogniser._concat,
     "Div": Recogniser._div,
     "Exp": Recogniser._exp,
     "Gather": Recogniser._gather,
+    "Greater": Recogniser._at_half,
+    "GreaterOrEqual": Recogniser._at_half,
     "HardSigmoid": Recogniser._sigmoid,
     "LpNormalization": Recogniser._lp_normalization,
     "Mul": Recogniser._scaled,

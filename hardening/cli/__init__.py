@@ -22,7 +22,11 @@ from types import ModuleType
 from hardening.errors import HardeningError
 
 GROUP = "hardening.commands"
-_OWN = {"check": "hardening.cli.check", "explain": "hardening.cli.explain"}
+_OWN = {
+    "attribute": "hardening.cli.attribute",
+    "check": "hardening.cli.check",
+    "explain": "hardening.cli.explain",
+}
 
 
 def commands() -> dict[str, str]:

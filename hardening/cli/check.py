@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _facts(policy: Policy, report: ModelReport | None) -> dict[str, object]:
     facts: dict[str, object] = {"valid": True, "outputs": list(policy.outputs), "tiers": list(policy.tiers)}
+    facts["warnings"] = list(policy.warnings)
     if report is not None:
         facts["model"] = {
             "fits": not report.problems,
@@ -44,8 +45,8 @@ def _facts(policy: Policy, report: ModelReport | None) -> dict[str, object]:
 
 def _tell(options: argparse.Namespace, policy: Policy, report: ModelReport | None) -> None:
     print(f"{options.policy}: valid; outputs {', '.join(policy.outputs)}; tiers {', '.join(policy.tiers)}")
-    if policy.budgets and policy.ledger.place.backend == "memory":
-        print("warning: budgets are kept in memory: they begin anew with every process, see ledger.url")
+    for warning in policy.warnings:
+        print(f"warning: {warning}")
     if report is None:
         return
     for problem in report.problems:

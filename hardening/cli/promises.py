@@ -17,6 +17,7 @@ WRONG = 0.01
 _BETWEEN = {
     "output-metric": "two models",
     "label": "two models that give the same label",
+    "label-rr": "any two models, however they differ",
     "shard": "two ensembles that differ by one training record",
 }
 _NORMS = {"l1": "by at most {} in L1", "l2": "by at most {} in L2", "linf": "in no entry by more than {}"}
@@ -25,6 +26,7 @@ _PROTECTS = {
     "output-metric": "models whose scores are close are hard to tell apart by an answer",
     "label": "models whose scores are close and whose labels agree are hard to tell apart by an answer; the label is "
     "released as it is",
+    "label-rr": "the label is drawn: any two models, however they differ, give it with nearly the same chances",
     "shard": "one training record is hard to detect by an answer",
     "none": "no guarantee: deception only",
 }
@@ -57,12 +59,13 @@ def loss_in_words(promise: Guarantee) -> str | None:
     """
     if promise.relation not in _BETWEEN:
         return None
-    facts = promise.parameters
+    facts, text = promise.parameters, f"between {_BETWEEN[promise.relation]}: "
     norm = next((name.removeprefix("sensitivity_") for name in facts if name.startswith("sensitivity_")), None)
-    if norm is None:
+    if norm is None and promise.relation != "label-rr":
         return "not stated: the policy gives no sensitivity, how far the scores of two such models differ"
-    apart = _NORMS[norm].format(f"{facts[f'sensitivity_{norm}']:.6g}")
-    text = f"between {_BETWEEN[promise.relation]} whose scores differ {apart}: "
+    if norm is not None:
+        apart = _NORMS[norm].format(f"{facts[f'sensitivity_{norm}']:.6g}")
+        text = f"between {_BETWEEN[promise.relation]} whose scores differ {apart}: "
     measures = [f"rho = {facts['rho']:.4g} (zCDP)"] if math.isfinite(facts.get("rho", math.inf)) else []
     converted = conversion(promise)
     if converted is None:

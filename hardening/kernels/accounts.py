@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.lanes import call_at, device, outer, pointer
-from hardening.kernels.layout import JOB, SUMMARY, Job
+from hardening.kernels.lanes import call_at, count_bits, device, outer, pointer
+from hardening.kernels.layout import CELL_BITS, JOB, SUMMARY, Job
 from hardening.kernels.program import summary_room
 
 HISTOGRAM_BINS = 8
 #: Label counts kept per client; classes beyond share bins, which the code length accounts for.
 LABEL_BINS = 32
-CELL_BITS = 12
 
 #: One client. Fields of a kind stand together, so that a kernel sees each kind as one array. Counts of rows by bin stop
 #: at 2**32 - 1.
@@ -53,10 +52,27 @@ def charge(table: int, slot: int, rows: int) -> None:
 
 def serve(table: int, slot: int, job: Any) -> int:
     """Harden the scores of `job`, if it has any, and, if all went well, `settle`; returns the status of `harden`."""
+    watch(table, slot, job)
     status = call_at(job[Job.HARDEN], job.ctypes.data) if job[Job.HARDEN] != 0 else 0
     if status == 0:
         enter(table, slot, job)
     return status
+
+
+@outer
+def watch(table: int, slot: int, job: Any) -> None:
+    """Tell `job` how many cells the client has visited so far, if it goes by that."""
+    if job[Job.WATCHES] > 0:
+        cells = carray(pointer(table + slot * _SIZE + _CELLS), ((1 << CELL_BITS) // 64,), np.uint64)
+        visited = np.int64(0)
+        for k in range(len(cells)):
+            visited += count_bits(cells[k])
+        job[Job.COVERAGE] = visited
+
+
+def observe(table: int, slot: int, job: Any) -> None:
+    """`watch`, for a job that is hardened without `serve`."""
+    watch(table, slot, job)
 
 
 def settle(table: int, slot: int, job: Any) -> None:

@@ -19,7 +19,6 @@ from hardening.kernels.lanes import (
     across_min,
     across_sum,
     columns,
-    compress,
     count_of,
     device,
     fill,
@@ -29,7 +28,7 @@ from hardening.kernels.lanes import (
     smaller,
     where,
 )
-from hardening.kernels.memory import gather, load, scatter, store, store_at
+from hardening.kernels.memory import column_at, gather, load, scatter, store, store_columns
 from hardening.kernels.words import fill_longs, numbers, tally
 
 #: A row of at least `LONG` classes is worked on by its few entries that count, if these are at most one in `FEW`.
@@ -247,18 +246,18 @@ def add_at(b: Block, column: Any, amount: Any) -> None:
 def compact(b: Block, a: Any, t: Any, values: Any, columns: Any) -> Any:
     """The entries above t of a wide block's row, from left to right: their values, their columns; returns their number.
 
-    Stops where they turn out not to be few. `values` and `columns` have room for a vector more than the row; what
-    follows the entries means nothing.
+    Stops where they turn out not to be few. `values` has room for a vector more than the row.
     """
     count: Any = np.int64(0)
-    column, most = b.column, b.n // FEW
+    most = b.n // FEW
     for i in range(b.m):
         if count > most:
-            break
+            return count
         v = load(a, i)
         above = (v > t) & b.last if i == b.m - 1 else v > t
-        store_at(values, count, compress(v, above))
-        store_at(columns, count, compress(column, above))
+        store_columns(values, count, WIDTH * i, above)  # half as wide as floats: most of their stores stay in a line
         count += count_of(above)
-        column = column + b.stride
+    for k in range(count - 1, -1, -1):
+        column = column_at(values, k)
+        values[k], columns[k] = a[column], float(column)
     return count

@@ -295,6 +295,12 @@ def _butterfly(distance: int) -> Any:
 butterfly_1, butterfly_2, butterfly_4 = map(_butterfly, (1, 2, 4))
 
 
+@define(types.int64, types.uint64)
+def count_bits(b: ir.IRBuilder, x: Any) -> Any:
+    """Number of bits that are set."""
+    return call("llvm.ctpop.i64", b, x)
+
+
 @define(types.int64, MASK)
 def bits_of(b: ir.IRBuilder, mask: Any) -> Any:
     """The mask as a number; lane 0 is the lowest bit."""
@@ -305,11 +311,3 @@ def bits_of(b: ir.IRBuilder, mask: Any) -> Any:
 def count_of(b: ir.IRBuilder, mask: Any) -> Any:
     """How many lanes are set."""
     return b.zext(call("llvm.ctpop.i8", b, b.bitcast(mask, I8)), I64)
-
-
-@define(FLOATS, FLOATS, MASK)
-def compress(b: ir.IRBuilder, x: Any, mask: Any) -> Any:
-    """The lanes of the mask moved together to the front, in order; the others hold nothing in particular."""
-    name, kind = "llvm.experimental.vector.compress.v8f64", ir.FunctionType(x.type, [x.type, mask.type, x.type])
-    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
-    return b.call(function, [x, mask, ir.Constant(x.type, ir.Undefined)])

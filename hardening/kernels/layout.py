@@ -16,6 +16,10 @@ REMAINDER_SPREAD: Final = 1
 REMAINDER_OTHER: Final = 2
 REMAINDER_FILL: Final = 3
 
+#: Cells of the score space that coverage counts are the patterns of this many bits.
+CELL_BITS: Final = 12
+#: Powers of two on the ladder of noise by coverage.
+RUNGS: Final = 16
 #: What a class costs in `instructions.perturbation`: the logarithm of its score, its score, that less a surrogate's, or
 #: what stands in the surrogate's place.
 COST_LOGARITHM: Final = 0
@@ -38,7 +42,7 @@ SURROGATE: Final = 4
 PROBLEMS: Final = {
     NOT_FINITE: "the model returned NaN or infinity",
     NOT_SIMPLEX: "the model returned scores outside the declared space (simplex: non-negative and summing to one; "
-    "sigmoid: between zero and one)",
+    "sigmoid, multilabel and scores of boxes: between zero and one)",
     OUT_OF_RANGE: "a score is too large for the noise grid; put a clip before the noise",
     SURROGATE: "the surrogate returned NaN or infinity, or scores that are no distribution where one is needed",
 }
@@ -84,7 +88,7 @@ class Job(IntEnum):
     ROW = 18  # uint64 scratch for one canonical row
     NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
     SUMMARY = 20  # float64 (3, VECTORS rounded up to eights), filled in
-    INPUT_TABLE = 21  # int64 (INPUTS, 5)
+    INPUT_TABLE = 21  # int64 (INPUTS, 4)
     INPUTS = 22
     TAG_KEY = 23  # uint64, key of the hash of input rows
     ROW_WORDS = 24
@@ -94,19 +98,21 @@ class Job(IntEnum):
     OTHER = 28  # float64 (VECTORS, WIDTH): scores of the surrogate, for instructions that take one
     CLIENT = 29  # uint32 (3,): the client's tag, for noise of its own
     SCRATCH = 30  # float64 scratch of instructions that ask for it
+    WATCHES = 31  # 1: an instruction goes by the coverage
+    COVERAGE = 32  # cells that the client has visited, filled in if WATCHES is set
 
-    FIRST = 31  # vector that the block starts with
-    WIDE = 32  # 1: one row; 0: eight rows side by side
-    LEADS = 33  # 1: the lanes at TOP hold the class that leads now
-    PARAMS = 34  # of this instruction, as in `Step`
-    DATA = 35
-    SECRET = 36
-    LEFT = 37  # an instruction that knows which few entries are not zero leaves their number to the next one
-    FEW = 38  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
+    FIRST = 33  # vector that the block starts with
+    WIDE = 34  # 1: one row; 0: eight rows side by side
+    LEADS = 35  # 1: the lanes at TOP hold the class that leads now
+    PARAMS = 36  # of this instruction, as in `Step`
+    DATA = 37
+    SECRET = 38
+    LEFT = 39  # an instruction that knows which few entries are not zero leaves their number to the next one
+    FEW = 40  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
 
 
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.
-OWN, TOP, PROBLEM = 40, 48, 56
-JOB: Final = 64
+OWN, TOP, PROBLEM = 48, 56, 64
+JOB: Final = 72
 #: Rows of the summary: entropy of the clean rows in bits, released labels, cells.
 SUMMARY: Final = 3

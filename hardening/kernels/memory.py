@@ -187,6 +187,39 @@ def _masked(b: ir.IRBuilder, name: str, returns: ir.Type, *values: Any) -> Any:
     return b.call(function, values)
 
 
+def _as_words(context: Any, b: ir.IRBuilder, kind: Any, array: Any, index: Any) -> Any:
+    return b.gep(b.bitcast(context.make_array(kind)(context, b, array).data, I32.as_pointer()), [index])
+
+
+@intrinsic
+def store_columns(_context: Any, array: Any, index: Any, first: Any, mask: Any) -> Any:
+    """The columns first, first + 1, ... in the lanes of the mask, in order, as 32-bit words `index` and on of an array.
+
+    Eight words are written; those that follow the columns hold nothing in particular.
+    """
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        eight = vector(I32)
+        columns = b.add(splat(b, b.trunc(args[2], I32)), ir.Constant(eight, list(range(WIDTH))))
+        name = "llvm.experimental.vector.compress.v8i32"
+        chosen = _masked(b, name, eight, columns, args[3], ir.Constant(eight, ir.Undefined))
+        place = _as_words(context, b, signature.args[0], args[0], args[1])
+        b.store(chosen, b.bitcast(place, eight.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, MASK), codegen
+
+
+@intrinsic
+def column_at(_context: Any, array: Any, index: Any) -> Any:
+    """One of the columns that `store_columns` has left."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return b.zext(b.load(_as_words(context, b, signature.args[0], args[0], args[1]), align=4), I64)
+
+    return types.int64(array, types.int64), codegen
+
+
 @intrinsic
 def load_some(_context: Any, array: Any, first: Any, mask: Any) -> Any:
     """`load_at` in the lanes of the mask, and zero in the others; nothing is read there."""

@@ -24,6 +24,7 @@ from hardening.kernels.lanes import (
     rint,
     roughly_fused,
     smaller,
+    some,
     where,
 )
 from hardening.kernels.memory import flip, load, store
@@ -87,14 +88,14 @@ def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
     `highest` is the largest entry. What lies beyond the end of a row that ends within a vector is zero.
     """
     inverse = 1.0 / total
-    high, column = quotient(highest, total, inverse), b.column
-    first, h, least = fill(float(b.n)), fill(0.0), fill(1e-30)
+    high, first, h = quotient(highest, total, inverse), fill(float(b.n)), fill(0.0)
     for i in range(b.m):
         p = quotient(load(b.w, i), total, inverse)
         store(b.w, i, p)
-        first = smaller(first, where(p == high, column, first))
-        column = column + b.stride
-        h = roughly_fused(p, log2(larger(p, least)), h)
+        found = p == high
+        if not b.wide or some(found):  # in a long row it is a rare vector that holds the largest
+            first = smaller(first, where(found, b.column + float(i) * b.stride, first))
+        h = roughly_fused(p, log2(p + 1e-30), h)
     return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
 
 

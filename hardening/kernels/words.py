@@ -133,6 +133,17 @@ def multiply_add_wide(b: ir.IRBuilder, total: Any, x: Any, y: Any) -> Any:
     return b.add(total, b.mul(x, b.zext(y, I128)))
 
 
+@define(types.boolean, INT128, INT128)
+def is_less(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """Unsigned comparison of two integers of 128 bits."""
+    return b.icmp_unsigned("<", x, y)
+
+
+@define(types.uint64, INT128)
+def low_half(b: ir.IRBuilder, x: Any) -> Any:
+    return b.trunc(x, I64)
+
+
 @define(types.uint64, INT128)
 def high_half(b: ir.IRBuilder, x: Any) -> Any:
     return b.trunc(b.lshr(x, ir.Constant(I128, 64)), I64)
@@ -145,6 +156,28 @@ def multiply_halves(b: ir.IRBuilder, total: Any, x: Any, key: Any) -> Any:
     mixed = b.bitcast(b.add(b.bitcast(x, halves), b.bitcast(key, halves)), x.type)
     low = b.and_(mixed, splat(b, ir.Constant(I64, 0xFFFFFFFF)))
     return b.add(total, b.mul(low, b.lshr(mixed, splat(b, ir.Constant(I64, 32)))))
+
+
+def _one_of(bits: int, infinity: int, nan: int) -> Any:
+    def emit(b: ir.IRBuilder, x: Any) -> Any:
+        kind, count = ir.IntType(bits), 64 // bits * WIDTH
+        numbers = b.bitcast(x, ir.VectorType(kind, count))
+
+        def every(value: int) -> Any:
+            return ir.Constant(numbers.type, [value] * count)
+
+        size = b.and_(numbers, every((1 << (bits - 1)) - 1))
+        numbers = b.select(b.icmp_unsigned("==", size, every(0)), every(0), numbers)
+        return b.bitcast(b.select(b.icmp_unsigned(">", size, every(infinity)), every(nan), numbers), x.type)
+
+    emit.__name__ = f"one_of_floats_{bits}"
+    return define(LONGS, LONGS)(emit)
+
+
+#: Floats of 16, 32 or 64 bits by their bits, with one zero and one NaN.
+one_of_halves = _one_of(16, 0x7C00, 0x7E00)
+one_of_singles = _one_of(32, 0x7F800000, 0x7FC00000)
+one_of_doubles = _one_of(64, 0x7FF0 << 48, 0x7FF8 << 48)
 
 
 @define(types.uint64, LONGS)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from hardening.transforms.additive import Noise
 from hardening.transforms.base import Draws, Op, State, Transform
+from hardening.transforms.boundary import BoundaryRandomisedResponse
+from hardening.transforms.canary import Canary
 from hardening.transforms.classes import Cutoff, LabelOnly, TopK
 from hardening.transforms.deception import RandomTarget, ReverseSigmoid
+from hardening.transforms.embedding import CoverageNoise, Orthogonal
 from hardening.transforms.grid import Round, Types, types_bits
+from hardening.transforms.labels import Exponential, KRandomisedResponse, LabelMechanism, PermuteAndFlip
 from hardening.transforms.laws import Gaussian, Laplace, Staircase
 from hardening.transforms.membership import DynaNoise, MemGuard
 from hardening.transforms.perturbation import Grad2, Mad, Misinformation, Mld
@@ -19,12 +23,18 @@ from hardening.transforms.simplex import Project
 
 __all__ = [
     "TRANSFORMS",
+    "BoundaryRandomisedResponse",
+    "Canary",
     "Clip",
+    "CoverageNoise",
     "Cutoff",
     "Draws",
     "DynaNoise",
+    "Exponential",
     "Gaussian",
     "Grad2",
+    "KRandomisedResponse",
+    "LabelMechanism",
     "LabelOnly",
     "Laplace",
     "Mad",
@@ -33,6 +43,8 @@ __all__ = [
     "Mld",
     "Noise",
     "Op",
+    "Orthogonal",
+    "PermuteAndFlip",
     "Project",
     "RandomTarget",
     "ReverseSigmoid",
@@ -61,6 +73,10 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Laplace,
         Staircase,
         Project,
+        PermuteAndFlip,
+        Exponential,
+        KRandomisedResponse,
+        BoundaryRandomisedResponse,
         ReverseSigmoid,
         RandomTarget,
         MemGuard,
@@ -69,5 +85,8 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Mad,
         Grad2,
         Misinformation,
+        Canary,
+        CoverageNoise,
+        Orthogonal,
     )
 }

@@ -14,7 +14,19 @@ import numpy as np
 from hardening.calibration import Fit
 from hardening.errors import SpaceError
 from hardening.noise import Law, LawKind, grid_exponent, grid_exponents, noise_table
-from hardening.transforms.base import Draws, Keyed, Op, State, Transform, first_argmax, no_labels, positive, whole
+from hardening.transforms.base import (
+    SECRECY,
+    Draws,
+    Keyed,
+    Op,
+    State,
+    Transform,
+    check_key,
+    first_argmax,
+    no_labels,
+    positive,
+    whole,
+)
 from hardening.types import Guarantee, OutputSpace
 
 #: Largest scale of noise whose draws, to the ends of their tables, are within what a projection adds up exactly; with
@@ -53,10 +65,7 @@ class Noise(Transform):
     fit: ClassVar[Callable[..., Fit]]
 
     def __post_init__(self) -> None:
-        if self.key not in ("input", "cell", "fresh"):
-            raise ValueError(f"key: must be 'input', 'cell' or 'fresh', not {self.key!r}")
-        if self.scope not in ("global", "client"):
-            raise ValueError(f"scope: must be 'global' or 'client', not {self.scope!r}")
+        check_key(self.key, self.scope)
         if self.sensitivity is not None:
             positive("sensitivity", self.sensitivity)
         if self.scale_value is None:
@@ -150,7 +159,16 @@ class Noise(Transform):
             given.insert(0, f"{self.scale_name} fitted to the width")
         return f"{type(self).__name__}({', '.join(given)})"
 
+    def _within(self, space: OutputSpace, width: int | None) -> Noise:
+        """This noise with the sensitivity that a declared range gives, if none is stated."""
+        span = space.high - space.low
+        if self.sensitivity is not None or width is None or space.kind not in ("scalar", "boxes") or span == math.inf:
+            return self
+        return replace(self, sensitivity=span * {"l1": width, "l2": math.sqrt(width), "linf": 1.0}[self.norm])
+
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
+        if before.relation == "label-rr":
+            return replace(before, bits=math.inf, keeps_top1=False)
         if self.key == "cell":
             if before.relation in ("output-metric", "label"):
                 return replace(before, bits=math.inf, keeps_top1=False)
@@ -161,7 +179,10 @@ class Noise(Transform):
             )
         if _CELL in before.assumptions:  # on either side of an edge, models a hair apart enter this noise far apart
             return replace(before, bits=math.inf, keeps_top1=False)
-        own = self._promise(width)
+        own = self._within(space, width)._promise(width)
+        if space.relabelled:
+            same = "models are compared only where the same labels were changed before the noise"
+            own = replace(own, assumptions=(*own.assumptions, same))
         if before.relation not in ("output-metric", "label"):
             return own
         # The second of two noises is post-processing of the first, and whatever the first draws, the second has its
@@ -175,7 +196,7 @@ class Noise(Transform):
     def _promise(self, width: int | None) -> Guarantee:
         assumptions = (
             "models are compared by the scores that enter the noise",
-            "the key stays secret, and without it its cipher, AES-128 or ChaCha20, cannot be told from chance",
+            SECRECY,
             "the clean scores are those that the runtime returned",
         )
         unit = "distinct input" if self.key == "input" else "answer"

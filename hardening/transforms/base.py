@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -20,6 +20,8 @@ Labels = NDArray[np.intp]
 
 #: What selects a draw: the question, the quantised scores, or nothing that comes back.
 Keyed = Literal["input", "cell", "fresh"]
+#: The same, and the client alone.
+Selected = Literal["input", "cell", "fresh", "client"]
 
 
 class Op(NamedTuple):
@@ -34,38 +36,49 @@ class Op(NamedTuple):
         personal: whether what it draws is the client's own.
         law: set on noise, in place of `data`: the table and two parameters follow from it.
         scratch: float64 numbers it works with for each class; the program has as much as the most that any needs.
+        coverage: whether it goes by what the client has seen so far.
     """
 
     call: str
     params: tuple[float, ...] = ()
     data: NDArray[Any] | None = None
-    keyed: Keyed | None = None
+    keyed: Selected | None = None
     personal: bool = False
     law: Law | None = None
     scratch: int = 0
+    coverage: bool = False
 
 
 class State(NamedTuple):
     """What `reference` hands on: scores ``(rows, classes)`` float64, the model's own labels, the labels as of now.
 
-    `other` are the scores of the unreleased output that a transform looks at, in the same shape.
+    `other` are the scores of the unreleased output that a transform looks at, in the same shape; `coverage` is the
+    number of cells that the client has visited.
     """
 
     rows: Rows
     own: Labels
     top: Labels
     other: Rows | None = None
+    coverage: int = 0
 
 
-#: Integer noise, one ``(rows, classes)`` array per mechanism in the order of the pipeline.
-Draws = Iterator[NDArray[np.int64]]
+#: What is drawn, one array per mechanism in the order of the pipeline: integer noise ``(rows, classes)``, or the first
+#: 64-bit words of each row's keystream, uint64 ``(rows, words)``.
+Draws = Iterator[NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Transform:
     """Base of all transforms. Parameters are dataclass fields; `kind` is the name in a policy."""
 
+    #: Columns of detections that it works on; elsewhere every entry is its business.
+    of: Literal["box", "score"] = field(default="box", kw_only=True, repr=False)
+
     kind: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        return f"{self!r} of the score" if self.of == "score" else repr(self)
 
     @property
     def unreleased(self) -> str | None:
@@ -111,6 +124,23 @@ def require_on_simplex(space: OutputSpace) -> None:
         raise SpaceError("the row is off the simplex here, noise or a clip came before: put project before it")
 
 
+def bounded(space: OutputSpace) -> None:
+    if not math.isfinite(space.high - space.low):
+        raise SpaceError("needs bounds here: declare the range of the output, or put a clip before it")
+
+
+#: What every keyed draw takes for granted.
+SECRECY = "the key stays secret, and without it its cipher, AES-128 or ChaCha20, cannot be told from chance"
+
+
+def check_key(key: str, scope: str) -> None:
+    """Raise ValueError for what neither noise nor a drawn label can be keyed on."""
+    if key not in ("input", "cell", "fresh"):
+        raise ValueError(f"key: must be 'input', 'cell' or 'fresh', not {key!r}")
+    if scope not in ("global", "client"):
+        raise ValueError(f"scope: must be 'global' or 'client', not {scope!r}")
+
+
 def no_labels(space: OutputSpace) -> None:
     if space.kind in ("labels", "open"):
         raise SpaceError(f"there are no scores to change in a space of kind {space.kind!r}")
@@ -124,6 +154,11 @@ def positive(name: str, value: float) -> None:
 def whole(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name}: must be a whole number from {low} to {high}, not {value!r}")
+
+
+def subset_bits(width: int, size: int) -> float:
+    """log2 of the number of ways to choose `size` of `width` entries."""
+    return (math.lgamma(width + 1) - math.lgamma(size + 1) - math.lgamma(width - size + 1)) / math.log(2)
 
 
 def first_argmax(rows: Rows) -> Labels:

@@ -27,6 +27,9 @@ from hardening.transforms.base import (
 )
 from hardening.types import Guarantee, OutputSpace
 
+#: Spaces where every entry is a yes or no of its own.
+INDEPENDENT = ("sigmoid", "multilabel")
+
 
 def _keep_mask(rows: Rows, top: Labels, k: int) -> NDArray[np.bool_]:
     keep = np.zeros(rows.shape, bool)
@@ -43,7 +46,8 @@ class TopK(Transform):
 
     remainder, on the simplex: ``drop`` renormalises what is kept; ``spread`` shares the rest evenly among the others;
     ``other`` adds the rest to the one class named by `other`, such as a class "unknown". On logits the others are
-    filled with a public constant, one below the low end of the clip that must come before.
+    filled with a public constant, one below the low end of the clip that must come before; on labels of which several
+    may apply (multilabel), with zero.
     """
 
     kind: ClassVar[str] = "top_k"
@@ -70,7 +74,12 @@ class TopK(Transform):
                 raise SpaceError("remainder has no meaning on logits: leave it out")
             if not math.isfinite(space.low):
                 raise SpaceError("on logits it fills with one below the low end of a clip: put a clip before it")
-            return replace(space, low=space.low - 1.0)
+            return replace(space, low=space.low - 1.0, support=self.k)
+        if space.kind == "multilabel":
+            if self.remainder != "drop":
+                raise SpaceError("remainder has no meaning on independent labels: leave it out")
+            return replace(space, low=min(space.low, 0.0), high=max(space.high, 0.0), support=self.k)
+        require(space, "simplex", "logits", "multilabel", why="it needs classes")
         require_on_simplex(space)
         return replace(space, support=self.k if self.remainder == "drop" else None, units=None)
 
@@ -80,9 +89,13 @@ class TopK(Transform):
             bits = min(bits, math.log2(width))
         return replace(before, bits=bits, keeps_top1=before.keeps_top1 and self.remainder == "drop")
 
+    @staticmethod
+    def _fill(space: OutputSpace) -> float:
+        return space.low - 1.0 if space.kind == "logits" else 0.0
+
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        if space.kind == "logits":
-            return (Op("classes.top_k", (float(self.k), float(layout.REMAINDER_FILL), space.low - 1.0)),)
+        if space.kind != "simplex":
+            return (Op("classes.top_k", (float(self.k), float(layout.REMAINDER_FILL), self._fill(space))),)
         mode = {
             "drop": layout.REMAINDER_DROP,
             "spread": layout.REMAINDER_SPREAD,
@@ -95,8 +108,8 @@ class TopK(Transform):
         if self.k >= width:
             return state
         keep = _keep_mask(rows, state.top, self.k)
-        if space.kind == "logits":
-            return state._replace(rows=np.where(keep, rows, space.low - 1.0))
+        if space.kind != "simplex":
+            return state._replace(rows=np.where(keep, rows, self._fill(space)))
         kept = np.where(keep, rows, 0.0)
         mass = exact_sum(kept)[:, None]
         if self.remainder == "drop":
@@ -148,26 +161,28 @@ class Cutoff(Transform):
 
 @dataclass(frozen=True)
 class LabelOnly(Transform):
-    """One-hot of the top class; for independent sigmoids, 0 or 1 at one half. ART's `ClassLabels`."""
+    """One-hot of the top class; of independent values (sigmoid, multilabel) each is 0 or 1. ART's `ClassLabels`."""
 
     kind: ClassVar[str] = "label_only"
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
-        require(space, "simplex", "logits", "sigmoid", why="it needs classes")
-        return replace(space, on_simplex=space.kind == "simplex", support=1, units=None)
+        require(space, "simplex", "logits", "sigmoid", "multilabel", why="it needs classes")
+        support = space.support if space.kind in INDEPENDENT else 1
+        return replace(space, on_simplex=space.kind == "simplex", low=0.0, high=1.0, support=support, units=None)
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         bits = math.inf
         if width:
-            bits = float(width) if space.kind == "sigmoid" else math.log2(width)
-        return replace(before, bits=min(before.bits, bits), keeps_top1=before.keeps_top1 and space.kind != "sigmoid")
+            bits = float(width) if space.kind in INDEPENDENT else math.log2(width)
+        keeps = before.keeps_top1 and space.kind not in INDEPENDENT
+        return replace(before, bits=min(before.bits, bits), keeps_top1=keeps)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op("classes.at_half" if space.kind == "sigmoid" else "classes.label_only"),)
+        return (Op("classes.at_half" if space.kind in INDEPENDENT else "classes.label_only"),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         rows = state.rows
-        if space.kind == "sigmoid":
+        if space.kind in INDEPENDENT:
             return state._replace(rows=(rows >= 0.5).astype(np.float64))
         onehot = np.zeros_like(rows)
         if rows.shape[1]:

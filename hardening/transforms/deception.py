@@ -8,14 +8,24 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hardening.transforms.base import Draws, Op, State, Transform, exact_sum, first_argmax, positive, require_on_simplex
+from hardening.transforms.base import (
+    Draws,
+    Op,
+    State,
+    Transform,
+    exact_sum,
+    first_argmax,
+    positive,
+    require,
+    require_on_simplex,
+)
 from hardening.transforms.simplex import MARGIN
 from hardening.types import Guarantee, OutputSpace
 
 
 def no_promise(before: Guarantee, keeps_top1: bool) -> Guarantee:
     """What is left after a deception: nothing, unless noise came before, whose promise nothing later can break."""
-    if before.relation in ("output-metric", "label"):
+    if before.relation in ("output-metric", "label", "label-rr"):
         return replace(before, keeps_top1=keeps_top1)
     return replace(before, relation="none", parameters={}, keeps_top1=keeps_top1)
 
@@ -67,8 +77,9 @@ class ReverseSigmoid(Transform):
             )
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
-        if space.kind == "sigmoid":
-            return space
+        if space.kind in ("sigmoid", "multilabel"):
+            return replace(space, low=0.0, high=1.0, units=None, support=None)
+        require(space, "simplex", "sigmoid", "multilabel", why="it needs probabilities")
         require_on_simplex(space)
         return replace(space, units=None)
 

@@ -8,8 +8,30 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardening.transforms.base import Draws, Labels, Op, Rows, State, Transform, no_labels, require_on_simplex, whole
+from hardening.transforms.base import (
+    Draws,
+    Labels,
+    Op,
+    Rows,
+    State,
+    Transform,
+    bounded,
+    no_labels,
+    require,
+    require_on_simplex,
+    subset_bits,
+    whole,
+)
 from hardening.types import Guarantee, OutputSpace
+
+#: Spaces whose entries have bounds of their own, or may be given some.
+BOUNDED = ("scalar", "sigmoid", "multilabel", "boxes")
+
+
+def grid_bits(values: int, space: OutputSpace, width: int) -> float:
+    """Bits of a row of entries with so many values each, of which a ``top_k`` may have left only some."""
+    support = min(width, space.support or width)
+    return support * math.log2(values) + subset_bits(width, support)
 
 
 def types_bits(units: int, width: int) -> float:
@@ -75,15 +97,17 @@ class Round(Transform):
         if space.kind == "simplex":
             require_on_simplex(space)
             return replace(space, units=self.units)
-        return space
+        return replace(space, low=self._nearest(space.low), high=self._nearest(space.high))
+
+    def _nearest(self, value: float) -> float:
+        return float(np.rint(value * self.units) / self.units)
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         if space.kind == "simplex":
             return Types(n=self.units).guarantee(before, space, width)
-        low, high = (0.0, 1.0) if space.kind == "sigmoid" and not math.isfinite(space.low) else (space.low, space.high)
         bits = math.inf
-        if width is not None and math.isfinite(high - low):
-            bits = width * math.log2(math.floor((high - low) * self.units) + 2)
+        if width is not None and math.isfinite(space.high - space.low):
+            bits = grid_bits(math.floor((space.high - space.low) * self.units) + 2, space, width)
         return replace(before, bits=min(before.bits, bits), keeps_top1=False)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
@@ -100,7 +124,8 @@ class Types(Transform):
     """Round to the nearest point of the simplex whose entries are multiples of 1/n (Reznik 2011).
 
     Deterministic, stateless, the same on every replica. Each entry moves by less than 1/n; the top class by less than
-    2/n where a tie would otherwise cost it its place.
+    2/n where a tie would otherwise cost it its place. Where entries have bounds of their own (scalar, sigmoid,
+    multilabel, boxes), each goes to the nearest of n + 1 values that divide what lies between the bounds evenly.
 
     This is the only form of ModelGuard-S (Tang et al. 2024) on offer. Published, it answers with the first of the rows
     released so far that is near enough, else with the row itself, which joins them: what is released depends on who
@@ -115,18 +140,33 @@ class Types(Transform):
         whole("n", self.n, 1, 10**9)
 
     def space_after(self, space: OutputSpace) -> OutputSpace:
+        require(space, "simplex", *BOUNDED, why="other entries have no bounds to divide")
+        if space.kind in BOUNDED:
+            bounded(space)
+            return space
         require_on_simplex(space)
         return replace(space, units=self.n)
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
         bits = math.inf
+        if space.kind in BOUNDED:
+            bits = math.inf if width is None else grid_bits(self.n + 1, space, width)
+            return replace(before, bits=min(before.bits, bits), keeps_top1=False)
         if width is not None:
             support = min(width, space.support or width)
-            bits = types_bits(self.n, support) + types_bits(support, width - support + 1) * (support < width)
+            bits = types_bits(self.n, support) + subset_bits(width, support)
         return replace(before, bits=min(before.bits, bits))
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
+        if space.kind in BOUNDED:
+            return (Op("grid.even", (space.low, space.high, self._step(space))),)
         return (Op("grid.types", (float(self.n),)),)
 
+    def _step(self, space: OutputSpace) -> float:
+        return (space.high - space.low) / self.n
+
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
+        if space.kind in BOUNDED:
+            rows = np.rint((state.rows - space.low) / self._step(space)) * self._step(space) + space.low
+            return state._replace(rows=np.minimum(rows, space.high))
         return state._replace(rows=_types_reference(state.rows, state.top, self.n))

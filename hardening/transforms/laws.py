@@ -18,7 +18,7 @@ MOST_STAIRCASE_LOSS = 16.0
 
 def _pure(loss: float, tv: float) -> dict[str, float]:
     """A worst log-ratio of `loss`, but for the tables' share."""
-    return {"epsilon": loss, "delta": table_delta(tv, loss), "rho": pure_rho(loss), "tv": tv}
+    return {"epsilon": loss, "delta": min(1.0, table_delta(tv, loss)), "rho": pure_rho(loss), "tv": tv}
 
 
 @dataclass(frozen=True)

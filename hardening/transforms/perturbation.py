@@ -42,7 +42,7 @@ def _falls_to_none(before: Guarantee, keeps_top1: bool, looks_aside: bool) -> Gu
     """Deception promises nothing. What noise before it promised remains, unless clean scores of a surrogate come in."""
     if looks_aside:
         return replace(before, relation="none", parameters={}, assumptions=(), bits=math.inf, keeps_top1=keeps_top1)
-    if before.relation in ("output-metric", "label"):
+    if before.relation in ("output-metric", "label", "label-rr"):
         return replace(before, keeps_top1=keeps_top1)
     return replace(before, relation="none", parameters={}, keeps_top1=keeps_top1)
 

@@ -37,12 +37,17 @@ class Project(Transform):
         return replace(space, on_simplex=True, low=-math.inf, high=math.inf, units=None, support=None)
 
     def guarantee(self, before: Guarantee, space: OutputSpace, width: int | None) -> Guarantee:
-        if not self.keep_top1:
+        if not self.keep_top1 or before.relation == "label-rr":  # what it keeps then is the label that was drawn
             return before
         if before.relation == "output-metric":
             sentence = "models are compared only where they agree on the label, which is released as it is"
-            return replace(before, relation="label", keeps_top1=True, assumptions=(*before.assumptions, sentence))
-        return replace(before, keeps_top1=True)
+            return replace(
+                before,
+                relation="label",
+                keeps_top1=not space.relabelled,
+                assumptions=(*before.assumptions, sentence),
+            )
+        return replace(before, keeps_top1=not space.relabelled)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         return (Op("simplex.project", (float(self.keep_top1), MARGIN)),)

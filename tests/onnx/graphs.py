@@ -82,7 +82,7 @@ TAILS: dict[str, tuple[list[onnx.NodeProto], tuple[int, Shape], str]] = {
         "simplex",
     ),
     "logsoftmax": ([node("LogSoftmax", "z", "y")], floats("N", 5), "logits"),
-    "sigmoid": ([node("Sigmoid", "z", "y")], floats("N", 5), "sigmoid"),
+    "sigmoid": ([node("Sigmoid", "z", "y")], floats("N", 5), "multilabel"),
     "averaged sigmoid": (
         [node("Sigmoid", "z", "s"), node("ReduceMean", "s", "y", axes=[1])],
         floats("N", 1),

@@ -39,6 +39,7 @@ def to_cells(job: int) -> None:
                 nonces[WIDTH * i + other] = nonces_of(j, 2 * AREA)[i]
     for k in range(WIDTH):
         nonces[3 * WIDTH + k] = question[3 * WIDTH + k]
+    forget_top(j)
 
 
 def noise_aes_128_ctr(job: int) -> None:
@@ -63,7 +64,7 @@ def _noise(job: int, key: Any, along: Any, across: Any) -> None:
     table = carray(pointer(j[Job.DATA]), (1 << bits,), np.uint64)
     nonces, raw = nonces_of(j, AREA if p[4] > 0.0 else 0), stream_of(j)
     if p[5] > 0.0:
-        nonces = _personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
+        nonces = personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
     step, steps, most = fill(p[0]), fill(p[1]), fill(0.0)
     for start in range(0, b.m, prf.CHUNK):
         count = min(b.m - start, prf.CHUNK)
@@ -83,7 +84,7 @@ def _noise(job: int, key: Any, along: Any, across: Any) -> None:
 
 
 @device
-def _personal(nonces: Any, client: Any, out: Any) -> Any:
+def personal(nonces: Any, client: Any, out: Any) -> Any:
     """The nonces of rows, shifted by the client's tag, which is as secret and as random as they are."""
     for k in range(WIDTH):
         for i in range(3):

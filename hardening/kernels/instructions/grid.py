@@ -16,6 +16,7 @@ from hardening.kernels.lanes import (
     floor,
     larger,
     next_up,
+    rint,
     smaller,
     some,
     where,
@@ -26,9 +27,22 @@ from hardening.kernels.order import mark_largest
 
 
 def grid(job: int) -> None:
-    """Nearest multiples of 1/p0."""
+    """Nearest multiples of 1/p0; of entries that meet there, the one that led before does still."""
     j = fields(job)
-    to_grid(block_of(j), params_of(j)[0])
+    b = block_of(j)
+    top_of(j, b)
+    to_grid(b, params_of(j)[0])
+
+
+def even(job: int) -> None:
+    """Nearest of the values between p0 and p1 that are p2 apart; leads as in `grid`."""
+    j = fields(job)
+    b, p = block_of(j), params_of(j)
+    low, high, step = p[0], p[1], p[2]
+    top_of(j, b)
+    for i in range(b.m):
+        v = rint((load(b.w, i) - low) / step) * step + low
+        store(b.w, i, smaller(v, fill(high)))
 
 
 def types(job: int) -> None:
@@ -75,12 +89,15 @@ def _round_types(b: Block, units: float, top: Any) -> None:
         add_at(b, top, extra)
         missing = missing - extra
     mark_largest(b, b.residual, missing, fill(-1e-9), fill(1.0))
-    most = fill(-HUGE)
+    best, lead, column = fill(-HUGE), fill(float(b.n)), b.column
     for i in range(b.m):
         v = load(b.w, i) + load(b.marks, i)
         store(b.w, i, v)
-        most = larger(most, where(b.last, v, most) if i == b.m - 1 else v)
-    lead = first_equal(b, b.w, across_max(most) if b.wide else most)
+        v = where(b.last, v, best) if i == b.m - 1 else v
+        lead, best = where(v > best, column, lead), larger(best, v)
+        column = column + b.stride
+    if b.wide:
+        lead = across_min(where(best == across_max(best), lead, fill(float(b.n))))
     if some(lead != top):
         _restore_top(b, top, lead)
     divide(b, fill(units))

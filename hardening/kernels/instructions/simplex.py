@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 
 from hardening.kernels import layout
-from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, block, compact, first_equal, place, sum_above
+from hardening.kernels.blocks import (
+    FEW,
+    HUGE,
+    LONG,
+    Block,
+    add_at,
+    block,
+    compact,
+    count_above,
+    first_equal,
+    place,
+    sum_above,
+)
 from hardening.kernels.job import block_of, fields, forget_top, lead, own_of, params_of, report
 from hardening.kernels.lanes import (
     WIDTH,
@@ -27,6 +39,8 @@ from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
 
 FIXED_POINT = 2.0**32
+#: Steps towards a threshold: enough for a good bound, and more than it takes, for each leaves fewer entries above.
+ROUGHLY, PRECISELY = 3, 1 << 40
 #: More than a threshold that starts an iteration may be off by rounding.
 SLACK = 2.0**-30
 #: Beyond this a sum of scores in fixed point is no longer exact.
@@ -48,18 +62,20 @@ def project(job: int) -> None:
 
 
 @device
-def _threshold(b: Block, a: Any, mass: float, t: Any) -> Any:
+def _threshold(b: Block, a: Any, mass: float, t: Any, steps: int) -> Any:
     """The t at which what is above it, less t each, sums to `mass`, from a t that is not above it.
 
-    Michelot's iteration, which is Newton's method on the threshold.
+    Michelot's iteration, which is Newton's method on the threshold; no step goes too far, so that a few of them give a
+    lower bound.
     """
     s, count = sum_above(b, a, t)
     going = count > 0.0
-    while some(going):
+    while some(going) and steps > 0:
         before = count
         t = where(going, (s - mass) / larger(count, fill(1.0)), t)
         s, count = sum_above(b, a, t)
         going = going & (count != before) & (count > 0.0)
+        steps -= 1
     return t
 
 
@@ -67,7 +83,7 @@ def _threshold(b: Block, a: Any, mass: float, t: Any) -> Any:
 def _project(b: Block, mass: float, highest: Any) -> Any:
     """The threshold of the projection onto {x >= 0, sum x = mass} (Michelot 1986)."""
     total, _ = sum_above(b, b.w, fill(-HUGE))
-    return _threshold(b, b.w, mass, larger((total - mass) / float(b.n), highest - mass))
+    return _threshold(b, b.w, mass, larger((total - mass) / float(b.n), highest - mass), PRECISELY)
 
 
 @device
@@ -93,16 +109,33 @@ def _pool_top(b: Block, own: Any) -> None:
 
 
 @device
+def _fixed(b: Block, i: int) -> Any:
+    v = rint(load(b.w, i) * FIXED_POINT) / FIXED_POINT
+    store(b.w, i, v)
+    return v
+
+
+@device
 def _to_fixed_point(b: Block) -> tuple[Any, Any]:
     """Rounds every entry; returns the smallest and the largest. The best of 64 parts of the row are left in `marks`."""
     low, none = fill(HUGE), fill(-HUGE)
     p0, p1, p2, p3, p4, p5, p6, p7 = none, none, none, none, none, none, none, none
-    for i in range(b.m):
-        v = rint(load(b.w, i) * FIXED_POINT) / FIXED_POINT
-        store(b.w, i, v)
-        low = smaller(low, where(b.last, v, low) if i == b.m - 1 else v)
-        v = where(b.last, v, none) if i == b.m - 1 else v
-        p0, p1, p2, p3, p4, p5, p6, p7 = p1, p2, p3, p4, p5, p6, p7, larger(p0, v)
+    i = 0
+    while i + 8 < b.m:
+        v0, v1, v2, v3 = _fixed(b, i), _fixed(b, i + 1), _fixed(b, i + 2), _fixed(b, i + 3)
+        v4, v5, v6, v7 = _fixed(b, i + 4), _fixed(b, i + 5), _fixed(b, i + 6), _fixed(b, i + 7)
+        low = smaller(
+            low, smaller(smaller(smaller(v0, v1), smaller(v2, v3)), smaller(smaller(v4, v5), smaller(v6, v7)))
+        )
+        p0, p1, p2, p3 = larger(p0, v0), larger(p1, v1), larger(p2, v2), larger(p3, v3)
+        p4, p5, p6, p7 = larger(p4, v4), larger(p5, v5), larger(p6, v6), larger(p7, v7)
+        i += 8
+    while i < b.m - 1:
+        v0 = _fixed(b, i)
+        low, p0 = smaller(low, v0), larger(p0, v0)
+        i += 1
+    v0 = _fixed(b, i)
+    low, p1 = smaller(low, where(b.last, v0, low)), larger(p1, where(b.last, v0, none))
     if b.wide and b.n >= LONG:
         for k, p in enumerate((p0, p1, p2, p3, p4, p5, p6, p7)):
             store(b.marks, k, p)
@@ -118,24 +151,24 @@ def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, hig
     """
     # The threshold of any part of a row is at most that of the row, and its best entries come close.
     parts = block(b.marks, b.residual, b.residual, WIDTH * WIDTH, True)
-    least = larger(_threshold(parts, b.marks, mass, high - mass) - SLACK, high - mass) - margin
-    if keep:  # what is above the top class is pooled with it
-        least = smaller(least, gather(b.w, place(b, own)) - SLACK)
+    least = larger(_threshold(parts, b.marks, mass, high - mass, ROUGHLY) - SLACK, high - mass) - margin
+    top = gather(b.w, place(b, own)) if keep else fill(HUGE)
+    least = smaller(least, top - SLACK)  # what is above the top class is pooled with it
     few = compact(b, b.w, least, b.residual, b.marks)
     if few > b.n // FEW:
         return 0
     room = (few + WIDTH - 1) // WIDTH * WIDTH
     work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
-    highest = high
-    if keep:
-        at = first_equal(work, b.marks, own)
+    at = first_equal(work, b.marks, own)
+    if keep and some(count_above(work, work.w, top) > 0.0):
         _pool_top(work, at)
-        highest = gather(work.w, at)
-    t = _project(work, mass, highest)
+        t = _project(work, mass, gather(work.w, at))
+    else:
+        t = _threshold(work, work.w, mass, least, PRECISELY)
     if lane(t, 0) < lane(least, 0):  # pooling has brought others in
         return 0
     for i in range(b.m):
-        store(b.w, i, fill(0.0))
+        store(b.w, i, t - t)  # zeros that do not look like it: the compiler would call memset, which takes longer
     for i in range(work.m):
         store(b.residual, i, larger(load(b.residual, i) - t, fill(0.0)))
     if keep:
