@@ -35,7 +35,8 @@ def released(
 ) -> NDArray[Any]:
     out = rows.copy()
     nonces = np.arange(3 * len(out), dtype=np.uint32).reshape(-1, 3)
-    task = Task(Program(Pipeline(space, steps), out.shape[1], key, "p", model), out, len(out), nonces)
+    pipeline = Pipeline(space, steps, dense=space == "logits")
+    task = Task(Program(pipeline, out.shape[1], key, "p", model), out, len(out), nonces)
     task.address_to(np.array(tag, np.uint32))
     assert task.run() == 0
     return out
@@ -74,7 +75,7 @@ def test_kernel_equals_reference(width: int, seed: int, spread: float, space: An
     x[1] = 0
     x[1, -1] = 1
     x = x.astype(dtype)
-    pipeline = Pipeline(space, (Canary(rate=0.5),))
+    pipeline = Pipeline(space, (Canary(rate=0.5),), dense=space == "logits")
     valid = pipeline.reference(x, iter([np.full((11, 2), 2**64 - 1, np.uint64)]))  # as the kernel has it, nothing done
     out = released(x, *pipeline.transforms, space=space, key=key)
     expected = pipeline.reference(x, iter([words_of(pipeline, valid, width, key)]))

@@ -200,7 +200,8 @@ def test_canaries_after_noise_that_is_keyed_on_the_question(world: World) -> Non
     with pytest.raises(hardening.InputError, match="inputs"):
         canaries_of(noisy, "digest", "alice", world.scores)
     logits = replace(
-        world.policy, outputs={"p": Output("logits", {"normal": (Clip(low=-8.0, high=8.0), Canary(rate=0.1))})}
+        world.policy,
+        outputs={"p": Output("logits", {"normal": (Clip(low=-8.0, high=8.0), Canary(rate=0.1))}, dense=True)},
     )
     for policy, scores in ((noisy, world.scores), (logits, np.log(world.scores + 1e-9))):
         known = canaries_of(policy, "digest", "alice", scores, inputs={"x": world.asked})
