@@ -33,7 +33,8 @@ class Repeats:
         known, repeated = self._lately.get(slot, b""), 0
         prefix = _prefix(payers, tuple(outputs))
         for i in range(rows):
-            parts = [prefix, nonces[i].tobytes(), *[value[i].tobytes() for value in values]]
+            told = [value.tobytes() if rows == 1 else value[i].tobytes() for value in values]
+            parts = [prefix, nonces[i].tobytes(), *told]
             digest = hashlib.blake2b(b"".join(parts), digest_size=_SIZE).digest()
             at = known.find(digest)
             while at % _SIZE and at > 0:  # not where a digest begins
@@ -47,8 +48,10 @@ class Repeats:
 
 
 def _by_row(value: Any, rows: int) -> bool:
-    """Whether all rows are of one size, so that each bears the same part of the cost."""
-    return type(value) is np.ndarray and value.dtype.kind in "fiub" and value.ndim > 0 and len(value) == rows
+    """Whether all rows are of one size, so that each bears the same part of the cost; one row bears all of it."""
+    if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
+        return False
+    return rows == 1 or (value.ndim > 0 and len(value) == rows)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -312,6 +312,16 @@ def test_what_is_not_literally_the_same_is_charged_again(tmp_path: Path) -> None
         assert world.total() == pytest.approx(3 * NORMAL, rel=1e-6)
 
 
+def test_all_of_an_answer_to_one_row_has_to_be_the_same(tmp_path: Path) -> None:
+    """Such as the scores of all objects in one image; what differs in the last of them only is another answer."""
+    world = World(policy(tmp_path, {"normal": NOISY}, budgets={"credential": Budget(bits=1e6)}))
+    others = P.copy()
+    others[-1] = others[-1, ::-1]
+    for scores, charged in ((P, 8), (P, 8), (others, 16), (P[:7], 23)):
+        world.guard.harden({"p": scores}, client="alice", inputs={"x": X[:1]})
+        assert world.total() == pytest.approx(charged * NORMAL, rel=1e-6)
+
+
 def test_forgotten_repeats_are_charged_again(tmp_path: Path) -> None:
     world = World(policy(tmp_path, {"normal": NOISY}, budgets={"credential": Budget(bits=1e6)}))
     many = np.random.default_rng(2).normal(size=(20, 5)).astype("f4")
