@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardening.answer import Answer, Programs
-from hardening.config import Output, Policy
+from hardening.config import Policy
 from hardening.errors import ConfigError, ReleaseError
 from hardening.kernels import layout
 from hardening.keys import load_key
@@ -103,7 +103,9 @@ def canaries_of(
     key = load_key(policy.key, policy.root)
 
     def released(*steps: Transform) -> NDArray[np.float64]:
-        only = Output(rules.space, {tier: (*before, *steps)})
+        only = dataclasses.replace(
+            rules, tiers={tier: (*before, *steps)}, dense=rules.space == "logits"
+        )  # nothing is released
         programs = Programs(dataclasses.replace(policy, outputs={name: only}), key, model_digest)
         answer = Answer(programs, tier, {name: np.array(scores, np.float64)}, inputs, len(scores))
         answer.prepare(client)

@@ -22,7 +22,7 @@ TIERS = ["normal", "suspect", "label"]
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hardening", "demo", "--seconds", "6", *arguments]
+    command = [sys.executable, "-m", "hardening", "demo", "--seconds", "10", *arguments]
     environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
