@@ -139,6 +139,8 @@ class Answer:
         vectors = value.reshape(math.prod(value.shape[:-1]) if value.ndim > 1 else len(value), width)
         if not np.shares_memory(vectors, value) and value.size:
             raise ReleaseError(name, None, "is not contiguous")
+        if not value.flags.writeable:
+            raise ReleaseError(name, None, "is read-only, and scores are hardened in place: pass a copy")
         program = self._programs.get(name, self.tier, width)
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))

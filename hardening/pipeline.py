@@ -17,8 +17,9 @@ from hardening.errors import ConfigError, SpaceError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job, Step
 from hardening.noise import Key, derive, noise_table, packed, round_keys
-from hardening.transforms import Clip, Op, State, Transform, boxes
+from hardening.transforms import Clip, Op, Round, State, Transform, Types, boxes
 from hardening.transforms.base import subset_bits
+from hardening.transforms.release import release, released
 from hardening.types import Column, Guarantee, OutputSpace, SpaceKind
 
 #: How far from the declared space a model's own rounding may take a row, by dtype.
@@ -210,6 +211,8 @@ class Pipeline:
     ) -> NDArray[np.float64]:
         """The pipeline in plain numpy on ``(rows, classes)`` scores that are valid in the declared space.
 
+        What is returned holds numbers of the dtype of `scores`.
+
         Args:
             draws: of the mechanisms, in order.
             other: scores of the unreleased output, in the same shape.
@@ -223,8 +226,9 @@ class Pipeline:
             rows[:, at] = np.clip(rows[:, at], start.low, start.high)
         if self.space == "simplex":
             rows = np.clip(rows, 0.0, 1.0)
-            rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
         own = rows.argmax(axis=1)
+        if self.space == "simplex":
+            rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
         state = State(rows, own, own, None if other is None else np.asarray(other, np.float64), coverage)
         given = iter(()) if draws is None else draws
         for transform, space in zip(self.transforms, self.spaces(), strict=True):
@@ -232,7 +236,19 @@ class Pipeline:
                 state = boxes.reference(transform, state, space, given, self.columns)
             else:
                 state = transform.at(rows.shape[1]).reference(state, space, given)
-        return state.rows
+        dtype = scores.dtype if scores.dtype.name in TOLERANCE else np.dtype(np.float64)
+        return released(state.rows, state.own, dtype, self.space == "simplex", self.keeps_label(rows.shape[1]))
+
+    @property
+    def ends_on_grid(self) -> bool:
+        """Whether rows leave as multiples of 1/n on the simplex, n at most 2**20: float32 tells all of these apart."""
+        last = self.transforms[-1] if self.transforms else None
+        units = last.n if isinstance(last, Types) else last.units if isinstance(last, Round) else math.inf
+        return self.space == "simplex" and units <= 1 << 20
+
+    def keeps_label(self, width: int) -> bool:
+        """Whether the scores name a class, and that of a released row is promised to be the model's own."""
+        return self.space in ("simplex", "logits") and self.guarantee(width).keeps_top1
 
 
 class Program:
@@ -279,13 +295,13 @@ class Program:
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
         spaces = {"simplex": layout.SPACE_SIMPLEX} | dict.fromkeys(("sigmoid", "multilabel"), layout.SPACE_SIGMOID)
+        self._steps, self._keeps = steps, pipeline.keeps_label(width)
+        self._whole: dict[str, NDArray[np.int64]] = {}
         self._job = np.zeros(layout.JOB, np.int64)
         for place, value in (
             (Job.WIDTH, width),
             (Job.SPACE, spaces.get(pipeline.space, layout.SPACE_ANY)),
             (Job.LOGITS, int(pipeline.space == "logits")),
-            (Job.STEPS, steps.ctypes.data),
-            (Job.COUNT, len(steps)),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
             (Job.WATCHES, int(any(op.coverage for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
@@ -306,9 +322,19 @@ class Program:
             self._promises[itemsize] = self.pipeline.guarantee(self.width, itemsize)
         return self._promises[itemsize]
 
-    def job(self) -> NDArray[np.int64]:
-        """A new job of this program, without scores; the program must outlive it."""
-        return self._job.copy()
+    def job(self, dtype: str) -> NDArray[np.int64]:
+        """A new job of this program for scores that leave as `dtype`, but without them; the program must outlive it."""
+        grid = self.pipeline.ends_on_grid and dtype != "float16"  # whose points are numbers that may leave
+        steps = self._steps if grid else self._whole.get(dtype)
+        if steps is None:
+            op = release(dtype, self.pipeline.space == "simplex", self._keeps)
+            last = np.zeros((1, layout.STEP), np.int64)
+            last[0, Step.FUNCTION] = kernels.address(op.call)
+            last[0, Step.PARAMS] = self._keep(np.array(op.params))
+            steps = self._whole[dtype] = np.concatenate([self._steps, last])
+        job = self._job.copy()
+        job[Job.STEPS], job[Job.COUNT] = steps.ctypes.data, len(steps)
+        return job
 
 
 class Task:
@@ -353,7 +379,7 @@ class Task:
         beside = self._beside = np.empty(self._other.shape)
         self._alive = (words, row, nonces)
         self._traces = (self._work, numbers, scratch, beside, self.summary)
-        self.job = program.job()
+        self.job = program.job(scores.dtype.name)
         for place, value in (
             (Job.SCORES, self._work.ctypes.data),
             (Job.SINGLE, int(self._work.dtype == np.float32)),

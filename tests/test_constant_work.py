@@ -64,7 +64,8 @@ for i in range(8):
     program = Program(Pipeline(space, (transform,)), width, Key(1, cipher, rng.bytes(32)), "p", "m")
     scores, nonces = rng.dirichlet(np.ones(width), rows), rng.integers(0, 2**32, (rows, 3), dtype=np.uint32)
     tasks.append(Task(program, scores, rows, nonces))
-    assert tasks[-1].run() == 0  # leaves the job as the instruction finds it
+    assert tasks[-1].run() == 0
+    tasks[-1].job[[Job.PARAMS, Job.DATA, Job.SECRET]] = program._steps[0, 1:]  # as the instruction finds them
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes, libc.ptrace.restype = [ctypes.c_long, ctypes.c_long] + [ctypes.c_void_p] * 2, ctypes.c_long

@@ -44,7 +44,7 @@ tiers = [
 digest = hashlib.sha256()
 for space, transforms in tiers:
     for rows, width in ((1, 10), (19, 10), (3, 70), (2, 1003)):
-        for dtype in ("f4", "f8"):
+        for dtype in ("f2", "f4", "f8"):
             rng = np.random.default_rng(width)
             scores = rng.dirichlet(np.full(width, 0.5), rows).astype(dtype)
             if space != "simplex":

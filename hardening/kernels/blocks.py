@@ -21,6 +21,7 @@ from hardening.kernels.lanes import (
     columns,
     count_of,
     device,
+    fabs,
     fill,
     fused,
     larger,
@@ -232,7 +233,10 @@ def to_grid(b: Block, units: float) -> None:
     many = fill(units)
     inverse = 1.0 / many
     for i in range(b.m):
-        store(b.w, i, quotient(rint(load(b.w, i) * units), many, inverse))
+        v = load(b.w, i)
+        scaled = v * units
+        rounded = quotient(rint(scaled), many, inverse)
+        store(b.w, i, where(fabs(scaled) < 2.0**52, rounded, v))  # beyond, floats are whole, and products may overflow
 
 
 @device

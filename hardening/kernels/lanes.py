@@ -144,6 +144,12 @@ def fabs(b: ir.IRBuilder, x: Any) -> Any:
     return call("llvm.fabs.v8f64", b, x)
 
 
+@define(FLOATS, FLOATS)
+def to_single(b: ir.IRBuilder, x: Any) -> Any:
+    """The nearest number that float32 holds, halves to even."""
+    return b.fpext(b.fptrunc(x, vector(ir.FloatType())), x.type)
+
+
 @define(FLOATS, FLOATS, FLOATS)
 def larger(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     return b.select(b.fcmp_ordered(">", x, y), x, y)

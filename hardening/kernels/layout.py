@@ -43,7 +43,7 @@ PROBLEMS: Final = {
     NOT_FINITE: "the model returned NaN or infinity",
     NOT_SIMPLEX: "the model returned scores outside the declared space (simplex: non-negative and summing to one; "
     "sigmoid, multilabel and scores of boxes: between zero and one)",
-    OUT_OF_RANGE: "a score is too large for the noise grid; put a clip before the noise",
+    OUT_OF_RANGE: "a score is too large for the noise grid, or for what else is done to it; put a clip before",
     SURROGATE: "the surrogate returned NaN or infinity, or scores that are no distribution where one is needed",
 }
 

@@ -83,16 +83,17 @@ def _total(b: Block, s: Any) -> Any:
 
 @device
 def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
-    """Divides a distribution by its total; returns its first arg-max and its Shannon entropy in bits.
+    """Divides a distribution by its total; returns its first arg-max, before that, and its Shannon entropy in bits.
 
-    `highest` is the largest entry. What lies beyond the end of a row that ends within a vector is zero.
+    `highest` is the largest entry, which dividing may tie with one just below it. What lies beyond the end of a row
+    that ends within a vector is zero.
     """
-    inverse = 1.0 / total
-    high, first, h = quotient(highest, total, inverse), fill(float(b.n)), fill(0.0)
+    inverse, first, h = 1.0 / total, fill(float(b.n)), fill(0.0)
     for i in range(b.m):
-        p = quotient(load(b.w, i), total, inverse)
+        v = load(b.w, i)
+        p = quotient(v, total, inverse)
         store(b.w, i, p)
-        found = p == high
+        found = v == highest
         if not b.wide or some(found):  # in a long row it is a rare vector that holds the largest
             first = smaller(first, where(found, b.column + float(i) * b.stride, first))
         h = roughly_fused(p, log2(p + 1e-30), h)

@@ -32,8 +32,10 @@ class Canary(Transform):
     single client: if half of his questions lie in one cell, half of his answers are changed with that chance. A row
     whose best class does not lead alone is never changed.
 
-    Put it before the noise, so that near-duplicates stay in one cell. The rate does not key what is drawn: with a
-    higher one there are more canaries beside the same ones, and records stay valid.
+    Put it before the noise, so that near-duplicates stay in one cell. Noise that follows is drawn by the question and
+    by what changed places: the answers of two clients, one of whom is told another order, differ by more than that.
+    The rate does not key what is drawn: with a higher one there are more canaries beside the same ones, and records
+    stay valid.
     """
 
     kind: ClassVar[str] = "canary"

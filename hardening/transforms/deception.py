@@ -32,7 +32,7 @@ def no_promise(before: Guarantee, keeps_top1: bool) -> Guarantee:
 
 def l1_budget(value: float) -> None:
     """Raises ValueError unless `value` is above 0 and at most 2."""
-    if not (math.isfinite(value) and 0.0 < value <= 2.0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 2.0:
         raise ValueError(f"l1: must be above 0 and at most 2, the largest distance of two distributions, not {value!r}")
 
 

@@ -116,7 +116,9 @@ class Round(Transform):
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if space.kind == "simplex":
             return state._replace(rows=_types_reference(state.rows, state.top, self.units))
-        return state._replace(rows=np.rint(state.rows * self.units) / self.units)
+        with np.errstate(over="ignore"):
+            scaled = state.rows * self.units  # from 2**52 on floats are whole
+        return state._replace(rows=np.where(np.abs(scaled) < 2.0**52, np.rint(scaled) / self.units, state.rows))
 
 
 @dataclass(frozen=True)

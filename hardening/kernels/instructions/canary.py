@@ -37,14 +37,18 @@ def canary_chacha20(job: int) -> None:
 
 @outer
 def _canary(job: int, words: Any) -> None:
-    """In DATA's share of cells the best class and one of the three next change places; p0 = 1: scores are logits."""
+    """In DATA's share of cells the best class and one of the three next change places; p0 = 1: scores are logits.
+
+    What is drawn later by the question is drawn by that change as well. Otherwise the same noise would lie on both, and
+    the difference between the answers of a client who has it and of one who has not would be what changed places.
+    """
     j = fields(job)
     b, logits = block_of(j), params_of(j)[0] > 0.0
     threshold = carray(pointer(j[Job.DATA]), (1,), np.uint64)[0]
     order = carray(pointer(j[Job.SCRATCH]), (WIDTH, RANKS), np.int64)
     key = carray(pointer(j[Job.CELL_KEY]), (tag.FINAL + tag.STRIDE + tag.EXTRA,), np.uint64)
     cell = carray(pointer(j[Job.ROW]), (tag.STRIDE,), np.uint64)
-    nonces, found = nonces_of(j, AREA), nonces_of(j, 2 * AREA)
+    question, nonces, found = nonces_of(j, 0), nonces_of(j, AREA), nonces_of(j, 2 * AREA)
     top = top_of(j, b)
     for k in range(1 if b.wide else WIDTH):
         _rank(b, k, int(lane(top, k)), order[k])
@@ -65,6 +69,9 @@ def _canary(job: int, words: Any) -> None:
         b.w[at(b, k, first)] = b.w[at(b, k, other)]
         b.w[at(b, k, other)] = best
         relabel(j, b, k, other)
+        for i in range(3):
+            for lane_of_row in range(k, WIDTH if b.wide else k + 1):
+                question[WIDTH * i + lane_of_row] += np.uint32(which * int(chosen))
 
 
 @device
