@@ -79,9 +79,17 @@ class Clients:
                     self._slots[client] = slot
         return slot
 
+    def find(self, client: str) -> int | None:
+        """The slot of `client`, or None for a client never seen."""
+        return self.pooled if client == POOLED else self._slots.get(client)
+
+    def suspicion(self, client: str) -> float:
+        """Evidence against `client` in units of the alarm threshold: 0, since nothing here gathers any."""
+        return 0.0
+
     def standing(self, client: str, tier: str) -> Standing:
         """A copy of what `client` has learnt; zeros for a client never seen."""
-        slot = self.pooled if client == POOLED else self._slots.get(client)
+        slot = self.find(client)
         if slot is None:
             return Standing(tier=tier)
         row = self._rows[slot].copy()
