@@ -1,7 +1,8 @@
-"""One step alone, in place on float64 scores, against what ART does to the same scores; and whole programs against the
-cheapest form that could be written by hand.
+"""One step alone, on float64 scores, against what ART does to as many; and whole programs against the cheapest form
+that could be written by hand.
 
-``rounding`` and ``noise`` are the instructions that programs run, block after block. ``hand-written`` fuses the three
+``rounding`` and ``noise`` are the instructions that programs run, block after block, in place where programs run them:
+in the scratch that every block is loaded to and written back from. ``hand-written`` fuses the three
 instructions of the policy ``full`` into one function of its own: no check of the scores, no statistics, no accounts and
 no calls by address, which is what a program pays for being data.
 """
@@ -30,44 +31,42 @@ WIDTH = 8
 
 @functools.cache
 def block_by_block() -> Callable[..., None]:
-    """A job's first instruction on every block in place: `stride` float64 numbers each, of one row or of eight."""
+    """A job's first instruction on every block, of one row or of eight."""
     from numba import carray, njit
 
     from hardening.kernels.job import nonces_of
     from hardening.kernels.lanes import execute, pointer
 
-    def run(job: Any, nonces: Any, stride: int, wide: int) -> None:
+    def run(job: Any, nonces: Any, wide: int) -> None:
         step = carray(pointer(job[Job.STEPS]), (STEP,), np.int64)
         job[Job.PARAMS], job[Job.DATA], job[Job.SECRET] = step[Step.PARAMS], step[Step.DATA], step[Step.SECRET]
         job[Job.WIDE], area, each = wide, nonces_of(job, 0), 1 if wide else WIDTH
         for block in range(len(nonces) // each):
-            job[Job.NUMBERS] = job[Job.SCORES] + 8 * stride * block
             for lane in range(each):
                 for i in range(3):
                     area[WIDTH * i + lane] = nonces[block * each + lane, i]
                 area[WIDTH * 3 + lane] = 0
             execute(step[Step.FUNCTION], job.ctypes.data)
 
-    (compiled,) = njit("int64[::1], uint32[:, ::1], int64, int64")(run).overloads.values()
+    (compiled,) = njit("int64[::1], uint32[:, ::1], int64")(run).overloads.values()
     return cast("Callable[..., None]", compiled.entry_point)
 
 
 def instruction(transform: Transform, shape: tuple[int, int]) -> Callable[[Any], object]:
-    """A transform's instruction on blocks that lie as in the kernel; takes scores, which it ignores, and nonces.
+    """A transform's instruction as often as there are blocks; takes scores, which it ignores, and nonces.
 
-    What it does in place it does again to the result: its work depends on no value.
+    What it does to a block it does again to the result: its work depends on no value.
     """
     rows, classes = shape
     wide = int(classes > 64 or rows < WIDTH)
-    stride = (classes + WIDTH - 1) // WIDTH * WIDTH if wide else WIDTH * classes
     program = Program(Pipeline("scalar", (transform,)), classes, KEY, "p", "m")
-    held = np.random.default_rng(0).random((rows // (1 if wide else WIDTH), stride))
     task, run = Task(program, np.zeros(shape), rows, np.zeros((rows, 3), np.uint32)), block_by_block()
-    task.job[Job.SCORES] = held.ctypes.data
+    if task.run():  # which leaves rows in the scratch
+        raise RuntimeError("these scores can be hardened")
 
     def step(q: Any) -> object:
-        run(task.job, q[1], stride, wide)
-        return held, task
+        run(task.job, q[1], wide)
+        return task
 
     return step
 
