@@ -8,6 +8,7 @@ every round also runs all others. What decides is `paired`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,8 +23,8 @@ from benchmarks import budgets, table
 from benchmarks.paired import AGAIN, Interleaved, Ratio, Variant, decide
 from benchmarks.table import Result
 
-#: By form: seconds that a row may take if it is slow, fewest and most rounds.
-FORMS = {"long": (10.0, 11, 401), "short": (2.0, 9, 101)}
+#: By form: seconds that a row may take if it is slow, fewest and most rounds, and `budgets.allowed`'s slack.
+FORMS = {"long": (10.0, 11, 401, 0.0), "short": (2.0, 9, 101, 0.1)}
 RESULTS = pytest.StashKey[list[Result]]()
 BUDGETS = pytest.StashKey[dict[str, budgets.Budget]]()
 
@@ -39,6 +40,17 @@ class Stopwatch:
 
 
 STOPWATCH = Stopwatch()
+
+
+@functools.cache
+def cpu_features() -> str:
+    """What numba compiles for: the machine's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
+    from llvmlite import binding
+    from numba import config
+
+    if config.CPU_NAME:
+        return str(config.CPU_FEATURES or "")
+    return str(binding.get_host_cpu_features().flatten())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -118,20 +130,21 @@ class Race:
                 pytest.fail(f"{self.row}: the budget compares {name!r}; measured are: {', '.join(variants)}", False)
         turns = Interleaved(variants, fresh)
         cost = turns.calibrate(self.budget.base)
-        seconds, fewest, most = FORMS[self.form]
+        seconds, fewest, most, slack = FORMS[self.form]
+        at_most = budgets.allowed(self.budget, cpu_features(), slack)
         rounds = rounds or max(fewest, min(most, int(seconds / cost)))
         self.benchmark.pedantic(self._round, args=(turns,), rounds=rounds)
         if self.benchmark.disabled:
             return
         first = turns.ratio(self.budget.subject, self.budget.base)
-        verdict, ratio = decide(first, self.budget.at_most, lambda: self._again(turns, AGAIN * rounds))
-        result = self._result(turns, ratio, verdict, leanest)
+        verdict, ratio = decide(first, at_most, lambda: self._again(turns, AGAIN * rounds))
+        result = self._result(turns, ratio, verdict, at_most, leanest)
         self.results.append(result)
         self.benchmark.extra_info.update(dataclasses.asdict(result))
         if verdict == "exceeded":
             pytest.fail(
                 f"{self.row}: {self.budget.compare} is {ratio} over {ratio.rounds} rounds (first measurement {first}), "
-                f"the budget is {self.budget.at_most}. {self.budget.why}",
+                f"the budget is {at_most:g}. {self.budget.why}",
                 False,
             )
 
@@ -145,7 +158,7 @@ class Race:
             turns.round()
         return turns.ratio(self.budget.subject, self.budget.base)
 
-    def _result(self, turns: Interleaved, ratio: Ratio, verdict: str, leanest: str | None) -> Result:
+    def _result(self, turns: Interleaved, ratio: Ratio, verdict: str, at_most: float, leanest: str | None) -> Result:
         base = self.budget.base
         return Result(
             row=self.row,
@@ -153,7 +166,7 @@ class Race:
             subject=self.budget.subject,
             base=base,
             ratio=ratio,
-            budget=self.budget.at_most,
+            budget=at_most,
             verdict=verdict,
             variants={name: turns.ratio(name, base) for name in turns.times if name != base},
             leanest={f"hardened / {leanest}": turns.ratio("hardened", leanest)} if leanest else {},

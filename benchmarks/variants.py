@@ -92,6 +92,15 @@ def numpy_full(scores: Scores, question: NDArray[Any], key: bytes = bytes(32)) -
 NUMPY: dict[str, Chain] = {"plain": numpy_plain, "full": numpy_full}
 
 
+def art_noise() -> Chain:
+    """ART's GaussianNoise alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every framework that is not installed
+        from art.defences.postprocessor import GaussianNoise
+    noise = GaussianNoise(scale=SIGMA)
+    return lambda scores, question: np.asarray(noise(scores))
+
+
 def art(policy: str) -> Chain:
     """What ART has for a policy: Rounded for ``plain``, GaussianNoise and Rounded for ``full``."""
     with warnings.catch_warnings():

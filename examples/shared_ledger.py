@@ -9,25 +9,39 @@ Run it twice: the second time nothing is left, for budgets live as long as the c
 import multiprocessing
 import sys
 
-from hardening.ledger import Account, Budget, Cost, LedgerRules, open_ledger
+import numpy as np
 
-BUDGETS = {"credential": Budget(bits=10_000.0), "organisation": Budget(bits=50_000.0)}
-ACCOUNTS = Account("credential", "alice"), Account("organisation", "acme")
+import hardening
+from hardening.config import Output
+from hardening.ledger import Budget, LedgerRules
+from hardening.transforms import LabelOnly, Types
+
+TIERS = {"normal": (Types(n=100),), "label": (LabelOnly(),)}
+BUDGETS = {"credential": Budget(bits=10_000.0, on_exhausted="label")}
 
 
-def answer_questions(url: str) -> tuple[int, str]:
-    """Answer until the ledger refuses; returns how many answers there were, and why there are no more."""
-    ledger = open_ledger(LedgerRules(url), BUDGETS)
-    answers = 0
-    while (shortfall := ledger.spend(ACCOUNTS, Cost.of(bits=8.0))) is None:
-        answers += 1
-    ledger.close()
-    return answers, f"{shortfall.kind} of {shortfall.account} are {shortfall.cause}"
+def answer_questions(url: str) -> tuple[int, int]:
+    """Answer alice until the policy refuses; returns how many answers were full ones, and how many labels alone."""
+    policy = hardening.Policy({"p": Output("simplex", TIERS)}, budgets=BUDGETS, ledger=LedgerRules(url))
+    scores = np.array([[0.1, 0.2, 0.3, 0.4]])
+    full = labels = 0
+    with hardening.Guard(policy) as guard:
+        while True:
+            try:
+                answer = guard.harden({"p": scores}, client="alice")["p"]
+            except hardening.Denied:
+                return full, labels
+            if answer.max() == 1:
+                labels += 1
+            else:
+                full += 1
 
 
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        results = pool.map(answer_questions, sys.argv[1:2] * 2)
-    for answers, reason in results:
-        print(f"{answers} answers, then {reason}")
-    print(f"{sum(answers for answers, _ in results)} answers in all, of {int(BUDGETS['credential'].bits // 8)}")
+        results = pool.map(answer_questions, sys.argv[1:2] * 2, chunksize=1)
+    for full, labels in results:
+        print(f"{full} full answers, then {labels} labels, then nothing")
+    normal, label = (np.log2(176_851), 2.0)  # bits of one row: grid points of four classes, and labels
+    bits = sum(full * normal + labels * label for full, labels in results)
+    print(f"{bits:.0f} bits in all, of {BUDGETS['credential'].bits:.0f}")

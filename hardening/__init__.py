@@ -3,12 +3,14 @@
 from hardening.config import KeySource, Output, Policy, load_policy
 from hardening.errors import ConfigError, Denied, HardeningError, InputError, ModelError, ReleaseError
 from hardening.guard import Guard, as_client
+from hardening.types import Identity
 
 __all__ = [
     "ConfigError",
     "Denied",
     "Guard",
     "HardeningError",
+    "Identity",
     "InputError",
     "KeySource",
     "ModelError",

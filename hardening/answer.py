@@ -17,6 +17,7 @@ from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
 from hardening.kernels import layout
 from hardening.kernels.layout import Job
+from hardening.ledger import Cost
 from hardening.noise import Key, derive
 from hardening.pipeline import Program, Question, Task
 from hardening.transforms.classes import INDEPENDENT
@@ -71,6 +72,10 @@ class Answer:
         inputs: the arrays that were asked about, for noise keyed on them; read whenever `harden` runs.
         rows: how many rows were asked.
 
+    Attributes:
+        tier: as given.
+        nonces: of noise keyed on the input, once it is hardened: uint32 ``(rows, 3)``, one for each distinct row.
+
     Raises ReleaseError if an output is not what the policy expects, InputError if the noise needs inputs.
     """
 
@@ -90,9 +95,11 @@ class Answer:
         #: For each output: its task, and a job that says what to do and what the answer costs. An output that is
         #: released as it is has no task; its job holds the costs alone.
         self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
-        self._programs, self._tier, self._inputs = programs, tier, inputs
+        self._programs, self.tier, self._inputs = programs, tier, inputs
+        self._others: dict[str, Answer] = {}
+        self._bits, self._rho = 0.0, 0.0
         self._question: Question | None = None
-        self._nonces: NDArray[np.uint32] | None = None
+        self.nonces: NDArray[np.uint32] | None = None
         self._maps: dict[str, NDArray[np.float32]] = {}
         self._fresh: list[NDArray[np.uint32]] = []
         self._derived: list[tuple[str, str, Output]] = []
@@ -103,8 +110,23 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
-        #: The one job there is, if one call of a kernel is all there is to do.
-        self.only = self._only()
+        #: The one job there is, if one call of a kernel is all there is to do, and nobody has to pay for it.
+        self.only = None if programs.policy.selective else self._only()
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What the whole answer is charged, rows aside."""
+        return Cost.of(self._bits, self._rho)
+
+    def at(self, tier: str) -> Answer:
+        """This answer as another tier hardens it: the same arrays, before either was hardened. Raises as this does."""
+        if tier == self.tier:
+            return self
+        other = self._others.get(tier)
+        if other is None:
+            outputs = self.outputs | self._hidden
+            other = self._others[tier] = Answer(self._programs, tier, outputs, self._inputs, self.rows)
+        return other
 
     def _only(self) -> NDArray[np.int64] | None:
         if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
@@ -114,7 +136,7 @@ class Answer:
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
-            self.entries.append((name, None, _priced(np.zeros(layout.JOB, np.int64), _raw_bits(value))))
+            self._enter(name, None, np.zeros(layout.JOB, np.int64), _raw_bits(value), None)
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -130,14 +152,25 @@ class Answer:
             raise ReleaseError(name, None, "is not contiguous")
         if not value.flags.writeable:
             raise ReleaseError(name, None, "is read-only, and scores are hardened in place: pass a copy")
-        program = self._programs.get(name, self._tier, width)
+        program = self._programs.get(name, self.tier, width)
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
         task.job[Job.DUPLICATES] = self.nearly.ctypes.data
         promise = program.promise(value.dtype.itemsize)
         most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
-        bits, rho = promise.bits * len(vectors), promise.parameters.get("rho", 0.0) * len(vectors)
-        self.entries.append((name, task, _priced(task.job, bits, rho, most.get(rules.space, 0.0))))
+        rho = promise.parameters.get("rho")
+        loss = None if rho is None else rho * len(vectors) if len(vectors) else 0.0
+        self._enter(name, task, task.job, promise.bits * len(vectors), loss, most.get(rules.space, 0.0))
+
+    def _enter(
+        self, name: str, task: Task | None, job: NDArray[np.int64], bits: float, rho: float | None, entropy: float = 0.0
+    ) -> None:
+        """One more output, and what it costs; a `rho` that is not known costs more than any budget has."""
+        self._bits += bits
+        self._rho += math.inf if rho is None else rho
+        floats = job.view(np.float64)
+        floats[Job.BITS], floats[Job.RHO], floats[Job.MOST_ENTROPY] = bits, rho or 0.0, entropy
+        self.entries.append((name, task, job))
 
     def _beside(self, name: str, program: Program, vectors: NDArray[Any], value: NDArray[Any]) -> NDArray[Any] | None:
         """Scores of the unreleased output that the program looks at, in the shape of `vectors`. Raises ReleaseError."""
@@ -163,8 +196,8 @@ class Answer:
             if program.fresh:
                 self._fresh.append(nonces)
             return nonces, None
-        if self._nonces is not None:
-            return self._nonces, None
+        if self.nonces is not None:
+            return self.nonces, None
         if not self._inputs:
             raise InputError(
                 f"output {name!r} has noise keyed on the input: pass inputs= (a dict of arrays), "
@@ -172,14 +205,14 @@ class Answer:
             )
         key = self._programs.key
         assert key is not None
-        self._nonces = np.zeros((self.rows, 3), np.uint32)
+        self.nonces = np.zeros((self.rows, 3), np.uint32)
         inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
         if self.rows > 1 and not any(a.ndim and len(a) == self.rows for a in inputs.values()):
             raise InputError(
                 f"output {name!r} has {self.rows} rows and no input has: noise keyed on the input would be one for all"
             )
         self._question = Question(key, self._programs.model_digest, inputs, self.rows)
-        return self._nonces, self._question
+        return self.nonces, self._question
 
     def prepare(self, client: str) -> None:
         """Before the kernels run: fresh nonces, the client's tag, and copies of scores that they cannot work on."""
@@ -209,7 +242,9 @@ class Answer:
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()
-        self.outputs, self._hidden = {}, {}
+        for other in self._others.values():
+            other.wipe()
+        self.outputs, self._hidden, self._others = {}, {}, {}
 
 
 def wipe(values: Iterable[Any]) -> None:
@@ -217,12 +252,6 @@ def wipe(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind != "V":
             value.fill(0)
-
-
-def _priced(job: NDArray[np.int64], bits: float, rho: float = 0.0, most_entropy: float = 0.0) -> NDArray[np.int64]:
-    floats = job.view(np.float64)
-    floats[Job.BITS], floats[Job.RHO], floats[Job.MOST_ENTROPY] = bits, rho, most_entropy
-    return job
 
 
 def _raw_bits(value: Any) -> float:

@@ -5,84 +5,29 @@ Nothing here reads a secret; a policy holds references to them (``file:PATH``, `
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from hardening.errors import ConfigError
-from hardening.noise import CIPHERS
+from hardening.ledger import Budget, LedgerRules
+from hardening.ledger.amounts import RUNGS
 from hardening.pipeline import Pipeline
+from hardening.policy import DENY, ClientRules, Response
+from hardening.references import Auth, KeySource, Tls
+from hardening.strict import build, read, table, unknown
 from hardening.transforms import TRANSFORMS, Transform
 from hardening.transforms.boxes import BOX
 from hardening.transforms.classes import INDEPENDENT
 from hardening.types import SPACES, Column, SpaceKind
 
+__all__ = ["Auth", "ClientRules", "KeySource", "Output", "Policy", "Tls", "load_policy", "parse_policy"]
+
 SCHEMA = 1
-
-
-def _check_reference(path: str, reference: str, kinds: tuple[str, ...] = ("file", "env")) -> None:
-    kind, _, name = reference.partition(":")
-    if kind not in kinds or not name:
-        known = " or ".join({"file": "file:PATH", "env": "env:NAME"}[k] for k in kinds)
-        raise ConfigError(path, f"must be {known}, not {reference!r}")
-
-
-@dataclass(frozen=True)
-class KeySource:
-    """Where the key is: `source` is ``file:PATH`` or ``env:NAME``; `create` makes a missing file, with mode 0600.
-
-    `cipher`, one of `hardening.noise.CIPHERS`, is what a new key is made for and an existing one has to be for. Left
-    out, an existing key keeps its own, and a new one gets the first.
-    """
-
-    source: str
-    create: bool = False
-    cipher: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_reference("key.source", self.source)
-        if self.cipher is not None and self.cipher not in CIPHERS:
-            raise ConfigError("key.cipher", f"unknown cipher {self.cipher!r}; known: {', '.join(CIPHERS)}")
-        if self.create and self.source.startswith("env:"):
-            raise ConfigError("key.create", "only a file can be created; with env: leave it out")
-
-
-@dataclass(frozen=True)
-class Auth:
-    """Who may ask a server: `api_keys` is ``file:PATH``, a TOML file of client names and digests of their keys.
-
-    `allow_plaintext` lets the keys travel without TLS on an address other than loopback, for servers behind something
-    that ends TLS for them.
-    """
-
-    api_keys: str
-    allow_plaintext: bool = False
-
-    def __post_init__(self) -> None:
-        _check_reference("auth.api_keys", self.api_keys, ("file",))
-
-
-@dataclass(frozen=True)
-class Tls:
-    """A server's certificate chain and private key (PEM), by reference; with `client_ca`, clients need certificates."""
-
-    certificate: str
-    key: str
-    client_ca: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("certificate", "key", "client_ca"):
-            reference = getattr(self, name)
-            if reference is not None:
-                _check_reference(f"tls.{name}", reference)
 
 
 #: Spaces whose rows say a label.
@@ -142,17 +87,6 @@ class Output:
 
 
 @dataclass(frozen=True)
-class ClientRules:
-    """Who may ask. `anonymous`: callers without a name share one ``account``, or are met with ``deny``."""
-
-    anonymous: Literal["account", "deny"] = "account"
-
-    def __post_init__(self) -> None:
-        if self.anonymous not in ("account", "deny"):
-            raise ConfigError("clients.anonymous", f"must be 'account' or 'deny', not {self.anonymous!r}")
-
-
-@dataclass(frozen=True)
 class Policy:
     """What may be released. Build it in Python, or load it with `load_policy`; equal settings give equal objects.
 
@@ -161,7 +95,10 @@ class Policy:
 
     outputs: Mapping[str, Output]
     key: KeySource | None = None
-    clients: ClientRules = ClientRules()
+    clients: ClientRules = field(default_factory=ClientRules)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    ledger: LedgerRules = field(default_factory=LedgerRules)
+    respond: Response = field(default_factory=Response)
     auth: Auth | None = None
     tls: Tls | None = None
     schema: int = SCHEMA
@@ -185,11 +122,69 @@ class Policy:
                 if self.key is None and any(op.keyed for _, op in pipeline.lower()):
                     raise ConfigError("key", f"missing: what {pipeline.path} draws is keyed, add [key] with a source")
             if output.tiers:
+                if DENY in output.tiers:
+                    raise ConfigError(f"{path}.tiers.{DENY}", "that word stands for a refusal: name the tier otherwise")
                 tiers = tiers or tuple(output.tiers)
                 if set(tiers) != set(output.tiers):
                     raise ConfigError(f"{path}.tiers", f"every output defines every tier: {', '.join(tiers)}")
 
         self._check_surrogates()
+        self._check_budgets()
+
+    def _check_budgets(self) -> None:
+        for rung, budget in self.budgets.items():
+            if rung not in RUNGS:
+                raise unknown("budgets", rung, RUNGS)
+            told_apart = (*self.clients.identity, "model", "global", "probation")
+            if rung not in told_apart:
+                raise ConfigError(f"budgets.{rung}", f"nobody is told apart by it: add {rung!r} to clients.identity")
+            if not budget.bounds:
+                raise ConfigError(f"budgets.{rung}", "bounds nothing: give bits, rho or queries")
+            if budget.on_exhausted != DENY:
+                self._check_tier(f"budgets.{rung}.on_exhausted", budget.on_exhausted)
+            if budget.on_exhausted == self.tiers[0]:
+                raise ConfigError(f"budgets.{rung}.on_exhausted", "is the default tier: name a stricter one, or 'deny'")
+            if budget.rho is not None:
+                self._check_losses(f"budgets.{rung}.rho")
+        if ("probation" in self.budgets) != (self.clients.probation is not None):
+            here, there = "clients.probation", "budgets.probation"
+            if "probation" in self.budgets:
+                here, there = there, here
+            raise ConfigError(here, f"means nothing without {there}")
+        for i, step in enumerate(self.respond.suspicion):
+            if step.tier is not None:
+                self._check_tier(f"respond.suspicion[{i}].tier", step.tier)
+
+    def _check_tier(self, path: str, tier: str) -> None:
+        if tier not in self.tiers:
+            raise ConfigError(path, f"unknown tier {tier!r}; known: {', '.join(self.tiers)}")
+
+    def _check_losses(self, path: str) -> None:
+        """Raise ConfigError at `path` if there is an answer whose privacy loss is not stated."""
+        for name, output in self.outputs.items():
+            if not output.tiers:
+                raise ConfigError(path, f"outputs.{name} is released as it is: nothing bounds what that gives away")
+            for tier in self.reachable:
+                promise = self.pipeline(name, tier).guarantee(None)
+                if promise.relation not in ("output-metric", "label", "shard"):
+                    raise ConfigError(
+                        path, f"outputs.{name}.tiers.{tier} promises no privacy loss (its relation: {promise.relation})"
+                    )
+                if not any(p.startswith("sensitivity") for p in promise.parameters):
+                    raise ConfigError(path, f"outputs.{name}.tiers.{tier} needs noise with a sensitivity to be counted")
+
+    @property
+    def selective(self) -> bool:
+        """Whether it depends on who asks, and on what they asked before, how they are answered."""
+        return bool(self.budgets or self.respond.suspicion or self.clients.credentials is not None)
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """The tiers that can come to answer a client, the default first."""
+        steps = (step.tier for step in self.respond.suspicion)
+        falls = (budget.on_exhausted for budget in self.budgets.values())
+        chosen = {self.tiers[0], *steps, *falls}
+        return tuple(tier for tier in self.tiers if tier in chosen)
 
     def _check_surrogates(self) -> None:
         labels = {o.label_output: name for name, o in self.outputs.items() if o.label_output}
@@ -204,7 +199,7 @@ class Policy:
 
     @property
     def tiers(self) -> tuple[str, ...]:
-        """Names of the tiers, the default first."""
+        """Names of the tiers, the default first, from the mildest to the strictest."""
         return next((tuple(o.tiers) for o in self.outputs.values() if o.tiers), ("normal",))
 
     def unreleased(self, output: str) -> tuple[str, ...]:
@@ -227,100 +222,50 @@ class Policy:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and should be known: sentences for whoever checks the policy."""
-        return tuple(
+        said = [
             f"outputs.{name}.dense: whole rows of logits are released; a few hundred answers tell the width of the "
             "layer before them, and its weights up to a linear map"
             for name, output in self.outputs.items()
             if output.dense
-        )
-
-
-def _unknown(path: str, key: str, known: Iterable[str]) -> ConfigError:
-    known = list(known)
-    close = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return ConfigError(f"{path}.{key}".lstrip("."), f"unknown key; {hint}known: {', '.join(known)}")
-
-
-def _value(value: Any, wanted: Any, path: str) -> Any:
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        inner = tuple(choice for choice in inner if choice is not types.NoneType)  # TOML has no way to say None
-        if len(inner) == 1:
-            return _value(value, inner[0], path)
-        for choice in inner:
-            try:
-                return _value(value, choice, path)
-            except ConfigError:
-                continue
-        raise ConfigError(path, f"wrong type: {value!r}")
-    if origin is typing.Literal:
-        if value not in inner:
-            raise ConfigError(path, f"must be one of {', '.join(map(repr, inner))}, not {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(path, f"must be a list, not {value!r}")
-        return tuple(_value(v, inner[0], f"{path}[{i}]") for i, v in enumerate(value))
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted in (str, int, float, bool) and type(value) is wanted:
-        return value
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
-    raise ConfigError(path, f"must be {names.get(wanted, str(wanted))}, not {value!r}")
-
-
-def _table(value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(path, f"must be a table, not {value!r}")
-    return value
-
-
-def _build(kind: type[Any], table: dict[str, Any], path: str, given: Mapping[str, Any] | None = None) -> Any:
-    """A dataclass from a table; `given` are fields that were decoded already."""
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    values = dict(given or {})
-    for key, value in table.items():
-        if key not in fields:
-            raise _unknown(path, key, fields)
-        if key not in values:
-            values[key] = _value(value, hints[key], f"{path}.{key}")
-    for name, f in fields.items():
-        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if needed and name not in values:
-            raise ConfigError(f"{path}.{name}", "missing")
-    try:
-        return kind(**values)
-    except ConfigError:
-        raise
-    except ValueError as problem:
-        name, _, rest = str(problem).partition(": ")
-        raise ConfigError(
-            f"{path}.{name}" if name in fields else path, rest if name in fields else str(problem)
-        ) from None
+        ]
+        if self.budgets and self.ledger.place.backend == "memory":
+            said.append("ledger.url: budgets are kept in memory: they begin anew with every process")
+        return tuple(said)
 
 
 def _transform(value: Any, path: str) -> Transform:
-    table = dict(_table(value, path))
-    kind = table.pop("kind", None)
+    values = dict(table(value, path))
+    kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in TRANSFORMS:
         raise ConfigError(f"{path}.kind", f"unknown transform {kind!r}; known: {', '.join(TRANSFORMS)}")
-    return cast(Transform, _build(TRANSFORMS[kind], table, path))
+    return cast(Transform, build(TRANSFORMS[kind], values, path))
 
 
 def _output(value: Any, path: str) -> Output:
-    table = _table(value, path)
+    values = table(value, path)
     tiers = {}
-    for tier, steps in _table(table.get("tiers", {}), f"{path}.tiers").items():
+    for tier, steps in table(values.get("tiers", {}), f"{path}.tiers").items():
         if not isinstance(steps, list):
             raise ConfigError(f"{path}.tiers.{tier}", f"must be a list of transforms, not {steps!r}")
         tiers[tier] = tuple(_transform(step, f"{path}.tiers.{tier}[{i}]") for i, step in enumerate(steps))
-    return cast(Output, _build(Output, table, path, {"tiers": tiers}))
+    return cast(Output, build(Output, values, path, {"tiers": tiers}))
+
+
+def _budget(value: Any, rung: str) -> Budget:
+    if rung not in RUNGS:
+        raise unknown("budgets", rung, RUNGS)
+    return cast(Budget, build(Budget, table(value, f"budgets.{rung}"), f"budgets.{rung}"))
 
 
 #: Sections of a policy that are one dataclass each; `Policy` has a field of the same name.
-_SECTIONS: dict[str, type[Any]] = {"key": KeySource, "clients": ClientRules, "auth": Auth, "tls": Tls}
+_SECTIONS: dict[str, type[Any]] = {
+    "key": KeySource,
+    "clients": ClientRules,
+    "ledger": LedgerRules,
+    "respond": Response,
+    "auth": Auth,
+    "tls": Tls,
+}
 
 
 def parse_policy(text: str, root: Path = Path()) -> Policy:
@@ -329,16 +274,17 @@ def parse_policy(text: str, root: Path = Path()) -> Policy:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise ConfigError("", f"not valid TOML: {problem}") from None
-    known = ("schema", "outputs", *_SECTIONS)
+    known = ("schema", "outputs", "budgets", *_SECTIONS)
     for section in document:
         if section not in known:
-            raise _unknown("", section, known)
+            raise unknown("", section, known)
     if "schema" not in document:
         raise ConfigError("schema", f"missing; write schema = {SCHEMA}")
-    outputs = {n: _output(o, f"outputs.{n}") for n, o in _table(document.get("outputs", {}), "outputs").items()}
-    schema = _value(document["schema"], int, "schema")
-    sections = {n: _build(k, _table(document[n], n), n) for n, k in _SECTIONS.items() if n in document}
-    return Policy(outputs, schema=schema, root=root, **sections)
+    outputs = {n: _output(o, f"outputs.{n}") for n, o in table(document.get("outputs", {}), "outputs").items()}
+    budgets = {n: _budget(b, n) for n, b in table(document.get("budgets", {}), "budgets").items()}
+    schema = read(document["schema"], int, "schema")
+    sections = {n: build(k, table(document[n], n), n) for n, k in _SECTIONS.items() if n in document}
+    return Policy(outputs, budgets=budgets, schema=schema, root=root, **sections)
 
 
 def load_policy(path: str | PathLike[str]) -> Policy:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
+from hardening.budgets import open_budgets
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
 from hardening.config import Policy
 from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key
+from hardening.ledger import Ledger
 from hardening.pipeline import Task
-from hardening.recent import Recent
-from hardening.types import Clock, Decision, Event, Sink, Standing
+from hardening.recent import Recent, layout_of
+from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
-_client: contextvars.ContextVar[str | None] = contextvars.ContextVar("hardening.client", default=None)
+_client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
+_NAMES = (str, Identity)
 CAPACITY = 16_384
 
 
@@ -40,23 +44,6 @@ class _Kept:
     free: bool = True
 
 
-#: Most bytes of the arrays of one answer that is kept.
-_MOST_BYTES = 1 << 22
-
-
-def _layout(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
-    """What has to be the same for an answer to be used again; None for what is better made anew."""
-    layout: list[Any] = [len(outputs)]
-    size = 0
-    for arrays in (outputs, inputs or {}):
-        for name, array in arrays.items():
-            if type(array) is not np.ndarray or array.dtype.kind not in "fiu" or not array.size:
-                return None
-            size += array.nbytes
-            layout += name, array.shape, array.dtype
-    return tuple(layout) if size <= _MOST_BYTES else None
-
-
 def _rows(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> int:
     """Rows that were asked: as many as the first output has, or one where all of it answers the one row there is."""
     first = next(iter(outputs.values()), ())
@@ -66,7 +53,7 @@ def _rows(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> int:
 
 
 @contextlib.contextmanager
-def as_client(client: str) -> Iterator[None]:
+def as_client(client: str | Identity) -> Iterator[None]:
     """Queries inside the block are asked by `client`, unless they name somebody else.
 
     Not around a ``yield`` in a generator: what its caller asks until it goes on would be asked by `client` as well.
@@ -85,9 +72,11 @@ class Guard:
         policy: what may be released.
         model_digest: names the model, usually SHA-256 of its file in hex; part of every noise key.
         sink: where events go; by default to the log.
-        clock: seconds since the epoch, for events.
+        clock: seconds since the epoch, for events, probations and what is done about clients.
+        ledger: where budgets are kept, instead of what the policy says; closed with the guard.
+        suspicion: evidence against a client by name, in units of the alarm threshold, from a detector of one's own.
 
-    Raises ConfigError if the key cannot be had. Safe to share between threads.
+    Raises ConfigError if the key or the ledger cannot be had. Safe to share between threads.
     """
 
     def __init__(
@@ -97,13 +86,15 @@ class Guard:
         *,
         sink: Sink | None = None,
         clock: Clock = time.time,
+        ledger: Ledger | None = None,
+        suspicion: Callable[[str], float] | None = None,
     ) -> None:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "")
         self._clients = Clients(CAPACITY)
         self._charge, self._serve = self._clients.charge, self._clients.serve
-        self._decisions: dict[str, Decision] = {}
+        self._decisions: dict[str | Identity, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
         labels = {o.label_output: name for name, o in policy.outputs.items() if o.label_output}
@@ -113,6 +104,13 @@ class Guard:
         self.unreleased = frozenset(other for name in policy.outputs for other in policy.unreleased(name))
         self._pooling = False
         self._recent: Recent[_Kept] = Recent()
+        self._admission: Admission | None = None
+        if policy.selective:
+            suspects = self._clients.suspicion if suspicion is None else suspicion
+            if ledger is None and policy.budgets:
+                ledger = open_budgets(policy, self._sink, clock)
+            pooled = self._clients.pooled
+            self._admission = Admission(policy, model_digest or "", ledger, suspects, pooled, self._tell, clock)
 
     def __enter__(self) -> Guard:
         return self
@@ -121,10 +119,12 @@ class Guard:
         self.close()
 
     def close(self) -> None:
-        """Release nothing from now on, and close the sink."""
+        """Release nothing from now on, return what is on lease, and close the sink."""
         self._recent = Recent()
         self.released = frozenset()
         self._decisions.clear()
+        if self._admission is not None:
+            self._admission.close()
         self._sink.close()
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -138,8 +138,18 @@ class Guard:
         return tuple(dict.fromkeys((*scores, *beside)))
 
     def standing(self, client: str) -> Standing:
-        """What `client` has learnt so far."""
-        return self._clients.standing(client, self.policy.tiers[0])
+        """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
+        row = self._clients.standing(client, self.policy.tiers[0])
+        return row if self._admission is None else self._admission.standing(row, client, self._clients.find(client))
+
+    def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:
+        """Allow an account more than the policy's bound, for good; `client` is its name on that `rung`.
+
+        Nothing else gives more. A record in the ledger and an event keep the reason. Raises InputError, LedgerError.
+        """
+        if self._admission is None:
+            raise InputError("the policy has no budgets: there is nothing to grant")
+        self._admission.grant(client, rung, bits, rho, reason)
 
     def clients(self) -> dict[str, Standing]:
         """The standing of every client, and of the pooled account if it was used."""
@@ -147,11 +157,11 @@ class Guard:
         pooled = self.standing(POOLED)
         return standings | ({POOLED: pooled} if pooled.queries else {})
 
-    def admit(self, client: str | None, rows: int) -> Decision:
+    def admit(self, client: str | Identity | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.
 
-        Raises Denied if the policy refuses the caller, InputError for a name that is empty, too long or not text, and
-        once the guard is closed.
+        Raises Denied if the policy refuses the caller or its budgets do, InputError for a name that is empty, too long
+        or not text, and once the guard is closed.
         """
         if client is None and (client := _client.get()) is None:
             client = ANONYMOUS
@@ -164,7 +174,25 @@ class Guard:
         self._charge(decision.slot, rows)
         return decision
 
-    def _decide(self, name: Any, rows: int) -> Decision:
+    def _decide(self, who: Any, rows: int) -> Decision:
+        """The long way: for whoever is not known, and for everybody where there is more to admit by than a name."""
+        admission = self._admission
+        if admission is not None and isinstance(who, _NAMES):
+            caller = admission.known(who)
+            if caller is not None:
+                return admission.admit(caller, rows)
+        name = who.credential if isinstance(who, Identity) else who
+        slot = self._open(name)
+        decision = Decision(name, slot, self.policy.tiers[0], rows)
+        if admission is None and slot != self._clients.pooled:
+            self._decisions[name] = decision
+        if not self.released:
+            self._decisions.clear()
+            raise InputError("the guard is closed: it admits nobody")
+        return decision if admission is None else admission.admit(admission.place(who, slot), rows)
+
+    def _open(self, name: Any) -> int:
+        """The account of a client. Raises Denied, InputError."""
         if not isinstance(name, str) or not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise InputError(f"client: must be 1 to {LONGEST_NAME} printable characters of text")
         if name == POOLED:
@@ -173,22 +201,20 @@ class Guard:
             self._tell("denied", name, reason="callers without a name are refused (clients.anonymous)")
             raise Denied(name, "callers without a name are refused", "forbidden")
         slot = self._clients.slot(name)
-        decision = Decision(name, slot, self.policy.tiers[0], rows)
-        if slot != self._clients.pooled:
-            self._decisions[name] = decision
-        elif not self._pooling:
+        if slot == self._clients.pooled and not self._pooling:
             self._pooling = True
             self._tell("accounts-pooled", name, capacity=CAPACITY)
-        if not self.released:
-            self._decisions.clear()
-            raise InputError("the guard is closed: it admits nobody")
-        return decision
+        return slot
 
     def _tell(self, kind: str, client: str, **evidence: Any) -> None:
         self._sink.emit(Event(kind, self._clock(), client, evidence))
 
     def harden(
-        self, outputs: Mapping[str, Any], *, client: str | None = None, inputs: Mapping[str, NDArray[Any]] | None = None
+        self,
+        outputs: Mapping[str, Any],
+        *,
+        client: str | Identity | None = None,
+        inputs: Mapping[str, NDArray[Any]] | None = None,
     ) -> dict[str, Any]:
         """Admit and release in one: a dict of arrays in, a dict of hardened arrays out; the caller's are not touched.
 
@@ -198,7 +224,7 @@ class Guard:
         """
         self.needs(tuple(n for n in outputs if n not in self.unreleased))
         rows = _rows(outputs, inputs)
-        key = _layout(outputs, inputs)
+        key = layout_of(outputs, inputs)
         recent = self._recent
         kept = recent.find(key)
         if kept is not None and kept.free:
@@ -220,7 +246,7 @@ class Guard:
         kept: _Kept,
         outputs: Mapping[str, Any],
         inputs: Mapping[str, NDArray[Any]] | None,
-        client: str | None,
+        client: str | Identity | None,
         rows: int,
     ) -> dict[str, Any]:
         own, asked = kept.own, kept.asked
@@ -264,23 +290,23 @@ class Guard:
                 raise
             failure = self._failed(decision, ", ".join(outputs), problem)
         else:
-            self.finish(decision, answer)
-            return answer.outputs
+            return self.finish(decision, answer).outputs
         finally:
             outputs.clear()
         raise failure
 
-    def finish(self, decision: Decision, answer: Answer) -> None:
-        """Harden `answer` in place and enter it into the client's account.
+    def finish(self, decision: Decision, answer: Answer) -> Answer:
+        """Charge `answer`, harden it in place and enter it into the client's account.
 
-        Raises ReleaseError; the answer is then wiped and nothing is released.
+        Returns what was hardened: `answer`, or one over the same arrays for a tier that the client can pay for. Raises
+        ReleaseError, Denied; the answer is then wiped and nothing is released.
         """
         try:
             if answer.only is None:
                 return self._finish_all(decision, answer)
             status = self._serve(decision.slot, answer.only)
             if not status:
-                return None
+                return answer
             self._refuse(*answer.entries[0][:2], status)
         except BaseException as problem:
             names = ", ".join(answer.outputs)
@@ -290,7 +316,10 @@ class Guard:
             failure = self._failed(decision, names, problem)
         raise failure
 
-    def _finish_all(self, decision: Decision, answer: Answer) -> None:
+    def _finish_all(self, decision: Decision, answer: Answer) -> Answer:
+        admission = self._admission
+        if admission is not None:
+            answer = admission.pay(decision, answer)
         answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
@@ -302,6 +331,9 @@ class Guard:
             if status:
                 self._refuse(name, task, status)
         answer.complete()
+        if admission is not None:
+            admission.credit(decision, answer)
+        return answer
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)
@@ -313,5 +345,6 @@ class Guard:
             problem = ReleaseError(names, None, f"hardening failed ({type(problem).__name__})")
         problem = problem.with_traceback(None)
         problem.__context__ = None
-        self._tell("release-failed", decision.client, problem=str(problem))
+        if not isinstance(problem, Denied):  # which has been told
+            self._tell("release-failed", decision.client, problem=str(problem))
         return problem

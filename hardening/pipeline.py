@@ -27,7 +27,7 @@ TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-3}
 CELLS = 1 << layout.CELL_BITS
 #: Up to this many scores, and up to this many 64-bit words of the question (some 50 microseconds each), an answer is
 #: hardened without letting go of the interpreter's lock.
-SMALL, SMALL_QUESTION = 1 << 14, 1 << 16
+SMALL, SMALL_QUESTION = 1 << 15, 1 << 16
 
 
 #: Most logits of a row that are released, and the share of the classes that they are at most. With k numbers a row,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 #: Shapes that a thread keeps something for.
@@ -50,3 +52,20 @@ class Recent(Generic[T]):
     def forget(self) -> None:
         """Drop all that this thread keeps."""
         self._local.__dict__.clear()
+
+
+#: Most bytes of the arrays of one answer that is kept.
+_MOST_BYTES = 1 << 22
+
+
+def layout_of(outputs: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """What has to be the same for an answer to be used again; None for what is better made anew."""
+    parts: list[Any] = [len(outputs)]
+    size = 0
+    for arrays in (outputs, inputs or {}):
+        for name, array in arrays.items():
+            if type(array) is not np.ndarray or array.dtype.kind not in "fiu" or not array.size:
+                return None
+            size += array.nbytes
+            parts += name, array.shape, array.dtype
+    return tuple(parts) if size <= _MOST_BYTES else None

@@ -54,8 +54,9 @@ class Standing(NamedTuple):
         code_length: bits needed to write down the sequence of released labels (Krichevsky-Trofimov).
         coverage: share of the output space's cells that the client has visited.
         suspicion: evidence against the client in units of the alarm threshold; 0 without a detector.
-        tier: name of the tier that answers this client now.
+        tier: name of the tier that answers this client now, or ``deny``.
         histogram: rows by entropy of the clean scores, in eighths of the largest possible entropy.
+        spent: share of the client's own lifetime budget that is spent, in [0, 1]; 0 where there is none.
     """
 
     queries: int = 0
@@ -68,15 +69,38 @@ class Standing(NamedTuple):
     suspicion: float = 0.0
     tier: str = ""
     histogram: tuple[int, ...] = (0,) * 8
+    spent: float = 0.0
+
+
+class Identity(NamedTuple):
+    """Who is asking, as far as a binding has made sure of it; each a name of 1 to 64 printable characters, or "".
+
+    Attributes:
+        credential: what the caller has shown; the client's name. One that is replaced keeps its name.
+        principal: person or program that the credential belongs to; "": the credential is on its own.
+        organisation: whom the principal belongs to; "": all who have none count as one.
+        prefix: network that the call came from, such as ``203.0.113.0/24``; "": all of unknown origin count as one.
+        since: when the credential was made, in seconds since the epoch; None: unknown, so it counts as new for good.
+    """
+
+    credential: str
+    principal: str = ""
+    organisation: str = ""
+    prefix: str = ""
+    since: float | None = None
 
 
 class Decision(NamedTuple):
-    """What `Guard.admit` allows: the tier that will answer these rows, and the account they were charged to."""
+    """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them.
+
+    `accounts` are those of the ledger, a rung and a name each; none without budgets.
+    """
 
     client: str
     slot: int
     tier: str
     rows: int
+    accounts: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +108,8 @@ class Event:
     """Something that a security team should know.
 
     Attributes:
-        kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``accounts-pooled``, ``started``, ``stopped``.
+        kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``budget-exhausted``, ``budget-granted``,
+            ``accounts-pooled``, ``started``, ``stopped``.
         time: seconds since the epoch (UTC).
         client: account concerned, or "".
         evidence: further facts; never raw inputs, raw outputs or secrets.

@@ -57,8 +57,8 @@ def test_every_package_is_listed() -> None:
 #: What users rely on. A name more or less is a decision about the public surface, made here.
 PUBLIC = {
     "hardening": {
-        "ConfigError", "Denied", "Guard", "HardeningError", "InputError", "KeySource", "ModelError", "Output", "Policy",
-        "ReleaseError", "as_client", "load_policy",
+        "ConfigError", "Denied", "Guard", "HardeningError", "Identity", "InputError", "KeySource", "ModelError",
+        "Output", "Policy", "ReleaseError", "as_client", "load_policy",
     },
     "hardening.testing": {"FakeClock", "RecordingSink"},
     "hardening_grpc": {"Server"},

@@ -167,3 +167,46 @@ def test_a_command_without_its_packages_says_what_to_install(
     monkeypatch.setattr("hardening.cli.commands", lambda: {"absent": "hardening_absent.commands.absent"})
     assert main(["absent"]) == 2
     assert "pip install 'hardening[absent]'" in capsys.readouterr().err
+
+
+BUDGETS = """
+[clients]
+identity = ["credential", "organisation"]
+[budgets.credential]
+bits = 2e6
+queries = { per = "1h", max = 5000 }
+on_exhausted = "label"
+[budgets.organisation]
+bits = 1e7
+[budgets.model]
+bits = 1e9
+[respond]
+suspicion = [ {at = 1, tier = "normal", throttle = {per = "1m", max = 10}}, {at = 2, deny = true} ]
+shadow = true
+"""
+
+
+def test_budgets_are_explained_and_books_in_memory_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY + BUDGETS)
+    assert main(["explain", str(path), "--classes", "4"]) == 0
+    said = capsys.readouterr().out.splitlines()[-7:]
+    assert said[1:] == [
+        "budget credential: each credential, 2,000,000 bits over their life (0.2 % of the model's), 5,000 rows in 1h; "
+        "then answered by 'label'",
+        "budget organisation: each organisation, 10,000,000 bits over their life (1 % of the model's); then refused",
+        "budget model: all who ask this model, 1,000,000,000 bits over their life; then refused",
+        "ledger: memory, gone with the process",
+        "suspicion from 1 on: answered by 'normal', throttled to 10 rows in 1m (only said in the events)",
+        "suspicion from 2 on: refused (only said in the events)",
+    ]
+    assert main(["check", str(path)]) == 0
+    assert "warning: ledger.url: budgets are kept in memory" in capsys.readouterr().out
+    path.write_text(POLICY + BUDGETS + '[ledger]\nurl = "sqlite:///books.db"\n')
+    assert main(["check", str(path)]) == 0
+    assert "warning" not in capsys.readouterr().out
+    path.write_text(POLICY)
+    assert main(["explain", str(path), "--classes", "4"]) == 0
+    assert "ledger" not in capsys.readouterr().out

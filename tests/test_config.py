@@ -14,7 +14,9 @@ import hardening
 from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy, parse_policy
 from hardening.errors import ConfigError
 from hardening.keys import load_key
+from hardening.ledger import Budget, LedgerRules, Window
 from hardening.noise import CIPHERS, Key
+from hardening.policy import ClientRules, Response, Step
 from hardening.transforms import Gaussian, LabelOnly, Project, TopK, Types
 
 GOOD = """
@@ -120,6 +122,7 @@ def test_who_may_ask_a_server() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "path"),
     [
+        ('"file:keys.toml"', '"file:keys.toml"\ntrusted_hops = -1', "auth.trusted_hops"),
         ('"file:keys.toml"', '"keys.toml"', "auth.api_keys"),
         ('"file:keys.toml"', '"env:KEYS"', "auth.api_keys"),
         ('"file:keys.toml"', "1", "auth.api_keys"),
@@ -140,6 +143,138 @@ def test_mistakes_of_servers_are_named_by_path(old: str, new: str, path: str) ->
     with pytest.raises(ConfigError) as caught:
         parse_policy(GOOD + SERVER.replace(old, new, 1))
     assert caught.value.path == path, str(caught.value)
+
+
+BUDGETS = """
+[clients]
+identity = ["credential", "organisation", "prefix"]
+ipv4 = 20
+probation = "7d"
+credentials = 50
+[budgets.credential]
+bits = 2e6
+queries = { per = "1h", max = 5000 }
+on_exhausted = "label"
+[budgets.probation]
+bits = 1000
+[budgets.model]
+bits = 1e9
+[ledger]
+url = "sqlite:///books.db"
+[respond]
+suspicion = [ {at = 0.5, throttle = {per = "1m", max = 10}}, {at = 1, tier = "suspect"}, {at = 2, deny = true} ]
+hysteresis = 0.2
+ttl = "12h"
+"""
+
+
+def test_what_clients_may_learn() -> None:
+    policy = parse_policy(GOOD + BUDGETS)
+    assert policy.budgets == {
+        "credential": Budget(bits=2e6, queries=Window("1h", 5000), on_exhausted="label"),
+        "probation": Budget(bits=1000.0),
+        "model": Budget(bits=1e9),
+    }
+    identity = ("credential", "organisation", "prefix")
+    assert policy.clients == ClientRules(identity=identity, ipv4=20, probation="7d", credentials=50)  # type: ignore[arg-type]
+    assert policy.ledger == LedgerRules("sqlite:///books.db")
+    steps = (Step(0.5, throttle=Window("1m", 10)), Step(1.0, tier="suspect"), Step(2.0, deny=True))
+    assert policy.respond == Response(steps, hysteresis=0.2, ttl="12h")
+    assert policy.reachable == ("normal", "suspect", "label")
+    plain = parse_policy(GOOD)
+    assert (plain.budgets, plain.ledger, plain.respond) == ({}, LedgerRules(), Response())
+    assert plain.reachable == ("normal",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("[budgets.model]", "[budgets.planet]", "budgets.planet"),
+        ("[budgets.model]", "[budgets.principal]", "budgets.principal"),
+        ("bits = 2e6", "bit = 2e6", "budgets.credential.bit"),
+        ("bits = 2e6", "bits = 0", "budgets.credential.bits"),
+        ("bits = 2e6", 'bits = "many"', "budgets.credential.bits"),
+        ("bits = 2e6", "bits = 1e12", "budgets.credential.bits"),
+        ("bits = 1e9", 'on_exhausted = "label"', "budgets.model"),
+        ('{ per = "1h", max = 5000 }', "5000", "budgets.credential.queries"),
+        ('per = "1h"', 'per = "1w"', "budgets.credential.queries.per"),
+        ('per = "1h", ', "", "budgets.credential.queries.per"),
+        ("max = 5000", "max = 0", "budgets.credential.queries.max"),
+        ("max = 5000", "most = 5000", "budgets.credential.queries.most"),
+        ('on_exhausted = "label"', 'on_exhausted = "lable"', "budgets.credential.on_exhausted"),
+        ('on_exhausted = "label"', 'on_exhausted = "normal"', "budgets.credential.on_exhausted"),
+        ('"credential", "organisation"', '"credential", "planet"', "clients.identity[1]"),
+        ('"organisation", ', "", "clients.credentials"),
+        ("ipv4 = 20", "ipv4 = 33", "clients.ipv4"),
+        ('probation = "7d"', 'probation = "soon"', "clients.probation"),
+        ('probation = "7d"', "", "budgets.probation"),
+        ("[budgets.probation]\nbits = 1000", "", "clients.probation"),
+        ("sqlite:///books.db", "sqlite:books.db", "ledger.url"),
+        ("url =", "uri =", "ledger.uri"),
+        ('tier = "suspect"', 'tier = "suspicious"', "respond.suspicion[1].tier"),
+        ('tier = "suspect"', "tire = 1", "respond.suspicion[1].tire"),
+        ('tier = "suspect"', 'tier = "suspect", deny = true', "respond.suspicion[1].deny"),
+        ("at = 0.5", "at = -1", "respond.suspicion[0].at"),
+        ("at = 0.5", "at = 3", "respond.suspicion"),
+        ('per = "1m"', 'per = "1s"', "respond.suspicion[0].throttle.per"),
+        ('ttl = "12h"', 'ttl = "12"', "respond.ttl"),
+        ("hysteresis = 0.2", "hysteresis = -0.2", "respond.hysteresis"),
+        ("hysteresis", "hysterisis", "respond.hysterisis"),
+    ],
+)
+def test_mistakes_of_budgets_are_named_by_path(old: str, new: str, path: str) -> None:
+    assert old in BUDGETS
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(GOOD + BUDGETS.replace(old, new, 1))
+    assert caught.value.path == path, str(caught.value)
+
+
+def test_no_tier_is_called_deny() -> None:
+    with pytest.raises(ConfigError, match="stands for a refusal") as caught:
+        parse_policy(GOOD.replace("label   =", "deny    ="))
+    assert caught.value.path == "outputs.probabilities.tiers.deny"
+
+
+LOSSES = """
+schema = 1
+[key]
+source = "file:hardening.key"
+[budgets.credential]
+rho = 1.0
+on_exhausted = "label"
+[outputs.p]
+space = "simplex"
+[outputs.p.tiers]
+normal = [ {kind = "gaussian", sigma = 0.05, sensitivity = 0.1}, {kind = "project"} ]
+free = [ {kind = "types", n = 10} ]
+label = [ {kind = "laplace", scale = 0.1, sensitivity = 0.1}, {kind = "project"}, {kind = "label_only"} ]
+"""
+
+
+def test_a_budget_of_privacy_loss_needs_losses_that_are_stated() -> None:
+    policy = parse_policy(LOSSES)
+    assert policy.reachable == ("normal", "label"), "what is never chosen may do as it likes"
+    kept = LOSSES.replace('{kind = "project"} ]', '{kind = "project", keep_top1 = true} ]', 1)
+    assert parse_policy(kept).budgets == policy.budgets
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (", sensitivity = 0.1}", "}", "outputs.p.tiers.normal needs noise with a sensitivity"),
+        ("sensitivity = 0.1}", 'key = "cell"}', "outputs.p.tiers.normal promises no privacy loss .its relation: capac"),
+        ('{kind = "gaussian", sigma = 0.05, sensitivity = 0.1}', '{kind = "reverse_sigmoid", beta = 1, gamma = 0.1}',
+         "outputs.p.tiers.normal promises no privacy loss .its relation: none"),
+        ('"label"', '"free"', "outputs.p.tiers.free promises no privacy loss .its relation: capacity"),
+        ("[outputs.p]", '[outputs.y]\nspace = "labels"\n[outputs.p]', "outputs.y is released as it is"),
+        ("[outputs.p]", '[outputs.y]\nspace = "open"\n[outputs.p]', "outputs.y is released as it is"),
+    ],
+)  # fmt: skip
+def test_losses_that_are_not_stated(old: str, new: str, said: str) -> None:
+    assert old in LOSSES
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse_policy(LOSSES.replace(old, new, 1))
+    assert caught.value.path == "budgets.credential.rho"
 
 
 def test_close_misses_are_suggested() -> None:
@@ -211,6 +346,7 @@ def test_keys_of_another_user(closed: str, tmp_path: Path) -> None:
 import os, pathlib
 from hardening.config import KeySource
 from hardening.keys import load_key
+from hardening.ledger import Budget, LedgerRules, Window
 os.chdir({str(tmp_path)!r})
 os.chmod(".", 0o755)
 os.chmod("folder", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,8 +19,12 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
-from hardening.config import Auth, ClientRules, KeySource, Output, Policy, Tls, load_policy
+from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy
+from hardening.ledger import Budget, LedgerRules, Window
+from hardening.ledger.amounts import RUNGS
+from hardening.policy import ClientRules, Response, Step
 from hardening.transforms import TRANSFORMS
+from tests.ledger.server import DURABLE, Server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 POLICY = EXAMPLES / "policy.toml"
@@ -30,8 +35,9 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
     used = {type(t) for o in policy.outputs.values() for tier in o.tiers.values() for t in tier}
     assert used == set(TRANSFORMS.values())
     text = POLICY.read_text()
-    keys = {f.name for f in dataclasses.fields(Policy)} - {"root"}
-    for kind in (KeySource, Auth, Tls, ClientRules, Output, *TRANSFORMS.values()):
+    keys = {f.name for f in dataclasses.fields(Policy)} - {"root"} | {*RUNGS}
+    rules = (KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
+    for kind in (*rules, *TRANSFORMS.values()):
         keys |= {f.name for f in dataclasses.fields(kind)}
     assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
     assert [line for line in text.splitlines() if line.startswith("#")]
@@ -137,3 +143,27 @@ def test_wrap_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert list(row) == ["setosa", "versicolor", "virginica"]
     assert sum(row.values()) == pytest.approx(1)
     assert standing.startswith("Standing(queries=1, bits=12.33")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_shared_ledger(kind: str, tmp_path: Path) -> None:
+    """Run twice, as it says. Whoever stops while the other still holds something leaves a little for later."""
+    server = Server(tmp_path, *DURABLE) if kind == "redis" else None
+    command = [sys.executable, str(EXAMPLES / "shared_ledger.py"), server.url if server else "sqlite:///budgets.db"]
+    full, labels = [], []
+    try:
+        for _ in range(2):
+            run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            *replicas, last = run.stdout.splitlines()
+            found = [re.fullmatch(r"(\d+) full answers, then (\d+) labels, then nothing", line) for line in replicas]
+            full.append(sum(int(m[1]) for m in found if m))
+            labels.append(sum(int(m[2]) for m in found if m))
+            assert re.fullmatch(r"\d+ bits in all, of 10000", last)
+    finally:
+        if server:
+            server.kill()
+    bits = sum(full) * math.log2(176_851) + sum(labels) * 2.0
+    assert 10_000 - 20 < bits <= 10_000
+    assert full[0] > 500
+    assert full[1] < 10

@@ -375,7 +375,7 @@ def test_large_questions_let_go_of_the_interpreter_as_large_answers_do() -> None
     program, nonces = Program(pipeline, 3, KEY, "p", "m"), np.zeros((4, 3), np.uint32)
     assert Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 100))}, 4)).small
     assert not Task(program, scores, 4, nonces, Question(KEY, "m", {"x": np.zeros((4, 1 << 17))}, 4)).small
-    assert not Task(program, np.zeros((4, 1 << 13)), 4, nonces).small
+    assert not Task(program, np.zeros((4, 1 << 14)), 4, nonces).small
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)

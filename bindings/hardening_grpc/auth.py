@@ -1,6 +1,9 @@
 """API keys: who is asking. The file holds digests, so that reading it opens nothing.
 
 A key is ``hrdn_`` and 256 random bits in base64url; with that much entropy a plain SHA-256 is as good as a slow hash.
+
+The file is TOML: ``alice = {key = "sha256:...", since = 2026-01-31T12:00:00Z, organisation = "acme"}``, and
+``principal`` where several credentials belong to one. ``alice = "sha256:..."`` is short for the key alone.
 """
 
 from __future__ import annotations
@@ -14,13 +17,20 @@ import os
 import re
 import secrets
 import stat
+import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED
 from hardening.config import Auth
 from hardening.errors import ConfigError, HardeningError
+from hardening.ladder import NOBODY
+from hardening.strict import unknown
+from hardening.types import Identity
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PATH = "auth.api_keys"
@@ -30,13 +40,32 @@ class Unauthenticated(HardeningError):
     """No key, an unknown key, or several keys. The message is for the operator."""
 
 
+@dataclass(frozen=True)
+class Credential:
+    """What the file keeps of one client.
+
+    Attributes:
+        digest: SHA-256 of its key.
+        since: when the client was made, in seconds since the epoch; a new key does not make it new.
+        organisation, principal: whom it belongs to, or "".
+    """
+
+    digest: bytes
+    since: float | None = None
+    organisation: str = ""
+    principal: str = ""
+
+
 class ApiKeys:
-    """Clients by the SHA-256 digests of their keys."""
+    """Clients by the digests of their keys."""
 
-    def __init__(self, digests: Mapping[str, bytes]) -> None:
-        self._clients = {digest: (digest, client) for client, digest in digests.items()}
+    def __init__(self, credentials: Mapping[str, Credential]) -> None:
+        self._clients = {
+            c.digest: (c.digest, Identity(client, c.principal, c.organisation, since=c.since))
+            for client, c in credentials.items()
+        }
 
-    def client(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    def client(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity:
         """The client whose key is in the metadata of a call, as ``x-api-key: KEY`` or ``authorization: Bearer KEY``.
 
         Raises Unauthenticated.
@@ -52,15 +81,19 @@ class ApiKeys:
             raise Unauthenticated(f"{len(keys) or 'no'} API keys in the request")
         # Looked up by the digest of a secret: how long that takes says nothing about any stored key.
         digest = hashlib.sha256(keys.pop().encode()).digest()
-        stored, client = self._clients.get(digest, (bytes(32), ""))
+        stored, client = self._clients.get(digest, (bytes(32), Identity("")))
         if not hmac.compare_digest(digest, stored):
             raise Unauthenticated("an unknown API key")
         return client
 
 
-def load_api_keys(auth: Auth, root: Path) -> ApiKeys:
-    """The keys of a policy. Raises ConfigError at ``auth.api_keys``."""
-    return ApiKeys(read_keys(root / auth.api_keys.removeprefix("file:")))
+def load_api_keys(auth: Auth, root: Path, most: int | None = None) -> ApiKeys:
+    """The keys of a policy. Raises ConfigError at ``auth.api_keys``, also for more than `most` of an organisation."""
+    credentials = read_keys(root / auth.api_keys.removeprefix("file:"))
+    for organisation, count in Counter(c.organisation for c in credentials.values() if c.organisation).items():
+        if most is not None and count > most:
+            raise ConfigError(_PATH, f"{organisation!r} has {count} credentials, clients.credentials allows {most}")
+    return ApiKeys(credentials)
 
 
 def check_name(name: str, path: str) -> None:
@@ -72,8 +105,8 @@ def check_name(name: str, path: str) -> None:
         )
 
 
-def read_keys(file: Path) -> dict[str, bytes]:
-    """Digests by client. Raises ConfigError if the file is open to writing by others, or holds anything else."""
+def read_keys(file: Path) -> dict[str, Credential]:
+    """Credentials by client. Raises ConfigError if the file is open to writing by others, or holds anything else."""
     try:
         with file.open("rb") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -86,34 +119,82 @@ def read_keys(file: Path) -> dict[str, bytes]:
         raise ConfigError(_PATH, f"{str(file)!r} is not valid TOML: {problem}") from None
     if mode & 0o022:
         raise ConfigError(_PATH, f"{str(file)!r} can be written by other users ({mode:04o}): chmod go-w it")
-    digests: dict[str, bytes] = {}
+    credentials: dict[str, Credential] = {}
+    digests: set[bytes] = set()
     for name, value in table.items():
         check_name(name, _PATH)
-        match = _DIGEST.fullmatch(value) if isinstance(value, str) else None
-        if match is None:
-            raise ConfigError(_PATH, f"{name!r} in {str(file)!r} must be sha256: and 64 hexadecimal digits")
-        digest = bytes.fromhex(match[1])
-        if digest in digests.values():
+        credential = _credential(value if isinstance(value, dict) else {"key": value}, f"{name!r} in {str(file)!r}")
+        if credential.digest in digests:
             raise ConfigError(_PATH, f"{name!r} in {str(file)!r} has the key of another client")
-        digests[name] = digest
-    return digests
+        digests.add(credential.digest)
+        credentials[name] = credential
+    return credentials
 
 
-def add_key(file: Path, name: str, replace: bool = False) -> str:
+def _credential(table: Mapping[str, object], where: str) -> Credential:
+    match = _DIGEST.fullmatch(key) if isinstance(key := table.get("key"), str) else None
+    if match is None:
+        raise ConfigError(_PATH, f"{where} must be sha256: and 64 hexadecimal digits")
+    since, names = None, {"organisation": "", "principal": ""}
+    for field, value in table.items():
+        if field == "since":
+            if not isinstance(value, datetime) or value.tzinfo is None:
+                raise ConfigError(_PATH, f"{where}: since must be a date and time with an offset, or Z")
+            since = value.timestamp()
+        elif field in names:
+            names[field] = _belongs(value, _PATH, f"{where}: {field}")
+        elif field != "key":
+            raise unknown(_PATH, field, ("key", "since", *names))
+    return Credential(bytes.fromhex(match[1]), since, **names)
+
+
+def _belongs(name: object, path: str, what: str) -> str:
+    """The name of an organisation or a principal. Raises ConfigError."""
+    fits = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
+    if not fits or name in (POOLED, NOBODY):
+        raise ConfigError(path, f"{what} must be 1 to {LONGEST_NAME} printable characters, not {name!r}")
+    return str(name)
+
+
+def add_key(
+    file: Path,
+    name: str,
+    replacing: bool = False,
+    *,
+    organisation: str | None = None,
+    principal: str | None = None,
+    now: float | None = None,
+) -> str:
     """Make a key for `name`, store its digest in `file` (made with mode 0600; changed as a whole or not at all).
 
-    Returns the key, which is kept nowhere. Raises ConfigError; also if `name` has a key and `replace` is false.
+    A client whose key is replaced stays what it was: its age, and its organisation and principal unless others are
+    given. Returns the key, which is kept nowhere. Raises ConfigError; also if `name` has a key and is not `replacing`.
     """
     check_name(name, "NAME")
     key = f"hrdn_{secrets.token_urlsafe(32)}"
+    given = {"organisation": organisation, "principal": principal}
+    belongs = {field: _belongs(value, f"--{field}", "it") for field, value in given.items() if value is not None}
     with _locked(file.parent):
-        digests = read_keys(file) if file.exists() else {}
-        if name in digests and not replace:
+        credentials = read_keys(file) if file.exists() else {}
+        if name in credentials and not replacing:
             raise ConfigError("NAME", f"{name!r} has a key already; --replace gives a new one and ends the old one")
-        digests[name] = hashlib.sha256(key.encode()).digest()
-        lines = [f'{json.dumps(n, ensure_ascii=False)} = "sha256:{d.hex()}"\n' for n, d in digests.items()]
-        _write(file, "".join(lines))
+        made = credentials.get(name, Credential(b"", time.time() if now is None else now))
+        made = replace(made, organisation=belongs.get("organisation", made.organisation))
+        made = replace(made, principal=belongs.get("principal", made.principal))
+        credentials[name] = replace(made, digest=hashlib.sha256(key.encode()).digest())
+        _write(file, "".join(_line(n, c) for n, c in credentials.items()))
     return key
+
+
+def _line(name: str, credential: Credential) -> str:
+    facts = {"key": f'"sha256:{credential.digest.hex()}"'}
+    if credential.since is not None:
+        facts["since"] = f"{datetime.fromtimestamp(credential.since, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    for field in ("organisation", "principal"):
+        if value := getattr(credential, field):
+            facts[field] = json.dumps(value, ensure_ascii=False)
+    inner = ", ".join(f"{field} = {value}" for field, value in facts.items())
+    return f"{json.dumps(name, ensure_ascii=False)} = {{{inner}}}\n"
 
 
 @contextlib.contextmanager

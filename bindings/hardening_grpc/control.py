@@ -1,6 +1,7 @@
 """The operator's endpoint of a running server: a unix socket of mode 0600, so that the file's owner is who may ask.
 
-One line of JSON asks (``{"ask": "clients"}``), one line answers. It is never on TCP.
+One line of JSON asks (``{"ask": "clients"}``, or ``"grant"`` with what `Guard.grant` takes), one line answers. It is
+never on TCP.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from hardening.errors import ConfigError, HardeningError
 from hardening.types import Standing
 
-_LONGEST_QUESTION = 4096
+_LONGEST_QUESTION = 8192
 _TIMEOUT = 5.0
 _OPTION = "--control"
 
@@ -42,19 +43,33 @@ class _Answer(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         try:
             question = json.loads(self.rfile.readline(_LONGEST_QUESTION))
-            known = isinstance(question, dict) and question.get("ask") == "clients"
-        except (ValueError, OSError, RecursionError):
-            known = False
-        answer = {"clients": accounts(self.server.standings())} if known else {"error": 'ask {"ask": "clients"}'}
-        self.wfile.write(json.dumps(answer).encode() + b"\n")
+            asked = question.pop("ask") if isinstance(question, dict) else None
+        except (ValueError, OSError, RecursionError, KeyError):
+            asked = None
+        self.wfile.write(json.dumps(self._answer(asked, question if asked else {})).encode() + b"\n")
+
+    def _answer(self, asked: Any, question: dict[str, Any]) -> dict[str, Any]:
+        if asked == "clients":
+            return {"clients": accounts(self.server.standings())}
+        if asked != "grant" or self.server.grant is None:
+            return {"error": 'ask {"ask": "clients"}'}
+        try:
+            self.server.grant(**question)
+        except HardeningError as problem:
+            return {"error": str(problem)}
+        except TypeError:
+            return {"error": "grant: give client, reason, rung, and bits or rho"}
+        return {"granted": question}
 
 
 class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, path: Path, standings: Callable[[], dict[str, Standing]]) -> None:
-        self.standings = standings
+    def __init__(
+        self, path: Path, standings: Callable[[], dict[str, Standing]], grant: Callable[..., None] | None
+    ) -> None:
+        self.standings, self.grant = standings, grant
         super().__init__(str(path), _Answer, bind_and_activate=False)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -64,15 +79,18 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class Control:
     """Listens on `path` from construction on, until `close`; also a context manager.
 
-    A socket that a dead server left is replaced, that of a live one is not. Raises ConfigError.
+    A socket that a dead server left is replaced, that of a live one is not. `standings` and `grant` are those of a
+    guard. Raises ConfigError.
     """
 
-    def __init__(self, path: Path, standings: Callable[[], dict[str, Standing]]) -> None:
+    def __init__(
+        self, path: Path, standings: Callable[[], dict[str, Standing]], grant: Callable[..., None] | None = None
+    ) -> None:
         self._path = path
         _check_free(path)
         # Bound under another name and without a listener, made private, and only then put in its place.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        self._listener = _Listener(draft, standings)
+        self._listener = _Listener(draft, standings, grant)
         try:
             self._listener.server_bind()
             draft.chmod(0o600)
@@ -126,15 +144,26 @@ def _check_free(path: Path) -> None:
 
 def ask_clients(path: Path) -> list[dict[str, Any]]:
     """The accounts of the server behind `path`, as `accounts` gives them. Raises HardeningError."""
+    clients: list[dict[str, Any]] = _ask(path, {"ask": "clients"}, "clients")
+    return clients
+
+
+def ask_grant(path: Path, grant: dict[str, Any]) -> None:
+    """Have the server behind `path` do what `Guard.grant` does with `grant`. Raises HardeningError."""
+    _ask(path, {"ask": "grant", **grant}, "granted")
+
+
+def _ask(path: Path, question: dict[str, Any], wanted: str) -> Any:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_TIMEOUT)
             connection.connect(str(path))
-            connection.sendall(b'{"ask": "clients"}\n')
+            connection.sendall(json.dumps(question).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 answer = json.loads(stream.readline())
-        clients: list[dict[str, Any]] = answer["clients"]
-        return clients
+        if isinstance(answer, dict) and "error" in answer:
+            raise HardeningError(str(answer["error"]))
+        return answer[wanted]
     except PermissionError:
         raise HardeningError(f"{str(path)!r} answers only its owner: ask as the user who runs the server") from None
     except OSError as problem:

@@ -106,7 +106,7 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
             try:
                 if not context.is_active() or (left is not None and left <= 0):
                     raise Refusal("DEADLINE_EXCEEDED", "the deadline passed while the call waited")
-                return self._service.answer(method, read, context.invocation_metadata())
+                return self._service.answer(method, read, context.invocation_metadata(), context.peer())
             except Refusal as problem:
                 told = problem
             context.abort(grpc.StatusCode[told.code], str(told))
@@ -151,7 +151,7 @@ class Server:
         patience: float = PATIENCE,
     ) -> None:
         check_exposure(policy, host)
-        keys = load_api_keys(policy.auth, policy.root) if policy.auth else None
+        keys = load_api_keys(policy.auth, policy.root, policy.clients.credentials) if policy.auth else None
         credentials = server_credentials(policy.tls, policy.root) if policy.tls else None
         self.service = Service(name, session, keys)
         options = [

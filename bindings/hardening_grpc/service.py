@@ -15,9 +15,11 @@ from hardening_onnx import HardenedSession
 
 import hardening
 from hardening.errors import Denied, HardeningError, InputError
+from hardening.types import Identity
 from hardening_grpc import codec
 from hardening_grpc.auth import ApiKeys, Unauthenticated
 from hardening_grpc.codec import InferRequest, InferResponse, Parameter
+from hardening_grpc.identity import Callers
 from hardening_grpc.tensors import declared, decode_inputs, encode_output
 from hardening_grpc.wire import WireError
 
@@ -105,7 +107,7 @@ class Service:
         self.name = name
         self.serving = True
         self._session = session
-        self._keys = keys
+        self._callers = Callers(session.guard.policy, keys)
         self._inputs = {i.name: declared(i, "input") for i in session.get_inputs()}
         self._outputs = {o.name: declared(o, "output") for o in session.get_outputs()}
         #: By full method name; a probe needs no key.
@@ -114,7 +116,7 @@ class Service:
             f"/{INFERENCE}/ServerReady": lambda _: codec.Flag(value=self.serving).encode(),
             f"/{HEALTH}/Check": self._health,
         }
-        self._asked: dict[str, Callable[[bytes, str | None], bytes]] = {
+        self._asked: dict[str, Callable[[bytes, Identity], bytes]] = {
             f"/{INFERENCE}/ModelReady": self._model_ready,
             f"/{INFERENCE}/ServerMetadata": self._server_metadata,
             f"/{INFERENCE}/ModelMetadata": self._model_metadata,
@@ -122,22 +124,24 @@ class Service:
         }
         self.methods = frozenset((*self._probes, *self._asked))
 
-    def answer(self, method: str, read: Callable[[], bytes], metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-        """The encoded response to one request, which `read` gives. Raises Refusal, and nothing else.
+    def answer(
+        self, method: str, read: Callable[[], bytes], metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
+    ) -> bytes:
+        """The encoded response to one request of `peer`, which `read` gives. Raises Refusal, and nothing else.
 
         Nothing is read of callers without a key, nor for a method whose message is empty.
         """
-        client = None
+        client = "nobody"
         try:
             if method in self._probes:
                 return self._probes[method](read)
-            if self._keys is not None:
-                client = self._keys.client(metadata)
-            return self._asked[method](read(), client)
+            caller = self._callers.identify(metadata, peer)
+            client = caller.credential
+            return self._asked[method](read(), caller)
         except BaseException as problem:
             told = refusal(problem)
         level = logging.ERROR if told.code == "INTERNAL" else logging.WARNING
-        log.log(level, "%s for %s: %s: %s", method, client or "nobody", told.code, told.reason[:_LONGEST_REASON])
+        log.log(level, "%s for %s: %s: %s", method, client, told.code, told.reason[:_LONGEST_REASON])
         raise told  # outside the except clause: a chained error would keep frames that hold raw scores
 
     def _check_model(self, name: str, version: str) -> None:
@@ -150,15 +154,15 @@ class Service:
             raise Refusal("NOT_FOUND", f"asked for service {service!r}")
         return codec.HealthResponse(status=codec.SERVING if self.serving else codec.NOT_SERVING).encode()
 
-    def _model_ready(self, data: bytes, _: str | None) -> bytes:
+    def _model_ready(self, data: bytes, _: Identity) -> bytes:
         request = codec.ModelRequest.decode(data)
         self._check_model(request.name, request.version)
         return codec.Flag(value=self.serving).encode()
 
-    def _server_metadata(self, data: bytes, _: str | None) -> bytes:
+    def _server_metadata(self, data: bytes, _: Identity) -> bytes:
         return codec.ServerMetadata(name="hardening", version=hardening.__version__).encode()
 
-    def _model_metadata(self, data: bytes, _: str | None) -> bytes:
+    def _model_metadata(self, data: bytes, _: Identity) -> bytes:
         request = codec.ModelRequest.decode(data)
         self._check_model(request.name, request.version)
         tensors = [
@@ -169,7 +173,7 @@ class Service:
             name=self.name, versions=[VERSION], platform="onnxruntime_onnx", inputs=tensors[0], outputs=tensors[1]
         ).encode()
 
-    def _infer(self, data: bytes, client: str | None) -> bytes:
+    def _infer(self, data: bytes, client: Identity) -> bytes:
         request = InferRequest.decode(data)
         self._check_model(request.model_name, request.model_version)
         _check_parameters(request.parameters, _HARMLESS, "the request")

@@ -21,9 +21,9 @@ import onnxruntime
 
 from hardening.answer import wipe
 from hardening.config import Policy
-from hardening.errors import ConfigError, InputError, ModelError, ReleaseError
+from hardening.errors import ConfigError, Denied, InputError, ModelError, ReleaseError
 from hardening.guard import Guard
-from hardening.types import Decision
+from hardening.types import Decision, Identity
 from hardening_onnx.buffers import Buffers
 from hardening_onnx.feeds import Feeds
 
@@ -122,7 +122,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         input_feed: Mapping[str, Any],
         run_options: Any = None,
         *,
-        client: str | None = None,
+        client: str | Identity | None = None,
     ) -> list[Any]:
         """As `InferenceSession.run`, hardened: same order, names, dtypes and shapes.
 
@@ -132,7 +132,8 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
                 change its arrays until this returns: they are read by the runtime, and again to key the noise.
             run_options: an entry ``hardening.client`` names the client where `client` does not. Of the rest, what
                 `OPTIONS` and `ENTRIES` name has an effect, as it is at the call; an active adapter has none.
-            client: who is asking; else the entry, else `hardening.as_client`, else the anonymous account.
+            client: who is asking, a name or an `Identity`; else the entry, else `hardening.as_client`, else the
+                anonymous account.
 
         Raises InputError, Denied, ReleaseError; what the runtime raises passes as it is. Rows are charged first.
         """
@@ -145,7 +146,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         decision = self.guard.admit(client, bound.rows)
         try:
             answer = bound.answer(decision, input_feed, run_options)
-        except ReleaseError:
+        except (ReleaseError, Denied):
             self.__buffers.forget()
             raise
         if answer is None:
@@ -154,7 +155,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         return answer
 
     def _run_once(
-        self, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any, client: str | None
+        self, names: tuple[str, ...], input_feed: Mapping[str, Any], run_options: Any, client: str | Identity | None
     ) -> list[Any]:
         """For questions and answers of every kind: through arrays that the runtime makes."""
         self.guard.needs(names)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from typing import Any
 
+from hardening.cli.budgets import budgets_in_words
 from hardening.cli.models import examine
 from hardening.cli.options import whole
 from hardening.cli.promises import adds_up_in_words, conversion, in_words, loss_in_words
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(table, indent=2))
     else:
         _tell(policy, table)
+        for line in budgets_in_words(policy):
+            print(line)
     return 1 if problems else 0
 
 

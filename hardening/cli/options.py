@@ -35,3 +35,14 @@ def seconds(low: float, high: float = 86400.0) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def amount(text: str) -> float:
+    """A number above 0, such as ``1e6``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value

@@ -84,12 +84,22 @@ class Clients:
                 self._index[-1 - entry] = (hash(client) >> 32 & _MOST) << 32 | slot + 1
             return slot
 
+    def find(self, client: str) -> int | None:
+        """The slot of `client`, or None for a client never seen."""
+        if client == POOLED:
+            return self.pooled
+        entry = self._entry(client)
+        return self._place(entry) if entry >= 0 else None
+
+    def suspicion(self, client: str, false_alarm: float = FALSE_ALARM) -> float:
+        """Evidence against `client` in units of the alarm threshold; 0 without a baseline."""
+        slot = self.find(client)
+        return 0.0 if slot is None else float(suspicion(evidence(self._rows[slot]), false_alarm))
+
     def row(self, client: str) -> Any:
         """A copy of the row of `client` (`kernels.accounts.ROW`), or None for a client without an account."""
-        if client == POOLED:
-            return self._rows[self.pooled].copy()
-        entry = self._entry(client)
-        return self._rows[self._place(entry)].copy() if entry >= 0 else None
+        slot = self.find(client)
+        return None if slot is None else self._rows[slot].copy()
 
     def rows(self) -> NDArray[Any]:
         """A copy of the rows of all clients with an account, in the order of `names`."""

@@ -17,7 +17,8 @@ UNITS = (1 << 20, 1 << 40, 1)
 #: Largest number in the books. The sum of two of them is exact in a double, and Redis' scripts count in doubles.
 MOST = (1 << 52) - 1
 
-Rung = Literal["credential", "organisation", "prefix", "model", "global"]
+#: The identity ladder, from one caller to everybody. ``probation`` is a credential while it is new.
+Rung = Literal["probation", "credential", "principal", "organisation", "prefix", "model", "global"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 
 
@@ -67,6 +68,13 @@ class Cost(NamedTuple):
         return cls(*amounts)
 
 
+def milliseconds(span: str) -> int:
+    """A span of time, such as ``1h``: a whole number and one of m, h, d. Raises ValueError."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[mhd]", span):
+        raise ValueError(f"must be a number and one of m, h, d, such as '1h', not {span!r}")
+    return int(span[:-1]) * {"m": 60_000, "h": 3_600_000, "d": 86_400_000}[span[-1]]
+
+
 @dataclass(frozen=True)
 class Window:
     """A token bucket that holds `max` rows and fills up within `per`, such as ``1h``: a number and one of m, h, d.
@@ -78,16 +86,17 @@ class Window:
     max: int
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[1-9][0-9]{0,5}[mhd]", self.per):
-            raise ValueError(f"per: must be a number and one of m, h, d, such as '1h', not {self.per!r}")
-        most = MOST // self.milliseconds
+        try:
+            most = MOST // self.milliseconds
+        except ValueError as problem:
+            raise ValueError(f"per: {problem}") from None
         if type(self.max) is not int or not 1 <= self.max <= most:
             raise ValueError(f"max: must be a whole number from 1 to {most} for a window of {self.per}")
 
     @property
     def milliseconds(self) -> int:
         """Length of the window."""
-        return int(self.per[:-1]) * {"m": 60_000, "h": 3_600_000, "d": 86_400_000}[self.per[-1]]
+        return milliseconds(self.per)
 
 
 class Bound(NamedTuple):

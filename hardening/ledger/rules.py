@@ -75,7 +75,7 @@ class LedgerRules:
         raise ConfigError("ledger.url", f"unknown kind of ledger {parts.scheme or self.url!r}; known: {EXAMPLES}")
 
     def _sqlite(self, parts: SplitResult) -> Place:
-        if parts.netloc or len(parts.path) < 2 or parts.path.endswith("/"):
+        if not self.url.startswith("sqlite:///") or len(parts.path) < 2 or parts.path.endswith("/"):
             raise ConfigError("ledger.url", "must be sqlite:///relative.db or sqlite:////absolute.db")
         return Place("sqlite", parts.path[1:])
 

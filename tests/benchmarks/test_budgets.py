@@ -35,6 +35,7 @@ def test_a_budget_says_what_is_compared(tmp_path: Path) -> None:
         ("= 1", "= 0", "a.at_most: must be a ratio above 0"),
         ("= 1", "= true", "a.at_most: must be a ratio above 0"),
         ("= 1", "= nan", "a.at_most: must be a ratio above 0"),
+        ("= 1", "= 1\nnarrow = 0", "a.narrow: must be a ratio above 0"),
         ("Because.", "", "a.why: must be a sentence"),
         ("[a]", "b = 1\n[a]", "b: a budget has the keys"),
     ],
@@ -42,6 +43,13 @@ def test_a_budget_says_what_is_compared(tmp_path: Path) -> None:
 def test_a_wrong_budget_is_named(tmp_path: Path, before: str, after: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         budgets.load(written(tmp_path, GOOD.replace(before, after)))
+
+
+def test_a_budget_may_be_another_on_machines_with_narrow_vectors(tmp_path: Path) -> None:
+    one, two = (budgets.load(written(tmp_path, GOOD.replace("= 1", m)))["a"] for m in ("= 1", "= 1\nnarrow = 2"))
+    wide, narrow = "+avx2,+avx512f", "+avx2,-avx512f"
+    assert [budgets.allowed(b, f) for b in (one, two) for f in (wide, narrow)] == [1.0, 1.0, 1.0, 2.0]
+    assert budgets.allowed(two, narrow, 0.1) == pytest.approx(2.2)
 
 
 def test_rows_without_budget_and_budgets_without_row_are_named(tmp_path: Path) -> None:

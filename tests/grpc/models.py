@@ -134,9 +134,16 @@ def arrays(response: InferResponse) -> dict[str, Any]:
     }
 
 
-def call(channel: grpc.Channel, method: str, data: bytes, key: str | None = None, timeout: float = 60.0) -> bytes:
+def call(
+    channel: grpc.Channel,
+    method: str,
+    data: bytes,
+    key: str | None = None,
+    timeout: float = 60.0,
+    more: Iterable[tuple[str, str]] = (),
+) -> bytes:
     """One call, as a stranger would make it. Raises grpc.RpcError."""
     path = method if method.startswith("/") else f"/{INFERENCE}/{method}"
-    metadata = [("x-api-key", key)] if key else []
+    metadata = [*([("x-api-key", key)] if key else []), *more]
     answer: bytes = channel.unary_unary(path)(data, metadata=metadata, timeout=timeout)
     return answer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hardening_grpc.auth import ApiKeys, Unauthenticated, add_key, load_api_keys, read_keys
+from hardening_grpc.auth import ApiKeys, Credential, Unauthenticated, add_key, load_api_keys, read_keys
 
 from hardening.cli import main
 from hardening.config import Auth
@@ -27,13 +27,15 @@ def test_a_key_is_made_stored_as_a_digest_and_printed_once(tmp_path: Path, capsy
     assert key not in err
     assert key not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert tomllib.loads(file.read_text()) == {"alice": f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"}
+    (facts,) = tomllib.loads(file.read_text()).values()
+    assert facts.pop("key") == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    assert list(facts) == ["since"]
     assert main(["credential", 'b"o\\b é', "--keys", str(file), "--json"]) == 0
     second = json.loads(capsys.readouterr().out)
     assert second["client"] == 'b"o\\b é'
     keys = load_api_keys(Auth("file:keys.toml"), tmp_path)
-    assert keys.client([("x-api-key", key)]) == "alice"
-    assert keys.client([("x-api-key", second["key"])]) == 'b"o\\b é'
+    assert keys.client([("x-api-key", key)]).credential == "alice"
+    assert keys.client([("x-api-key", second["key"])]).credential == 'b"o\\b é'
     assert [p.name for p in tmp_path.iterdir()] == ["keys.toml"]
 
 
@@ -46,7 +48,7 @@ def test_a_key_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.Captur
     assert file.read_bytes() == before
     assert main(["credential", "alice", "--keys", str(file), "--replace"]) == 0
     keys = ApiKeys(read_keys(file))
-    assert keys.client([("x-api-key", capsys.readouterr().out.strip())]) == "alice"
+    assert keys.client([("x-api-key", capsys.readouterr().out.strip())]).credential == "alice"
     with pytest.raises(Unauthenticated):
         keys.client([("x-api-key", old)])
 
@@ -63,7 +65,7 @@ def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = dict(zip(names, pool.map(lambda n: add_key(tmp_path / "keys.toml", n), names), strict=True))
     keys = ApiKeys(read_keys(tmp_path / "keys.toml"))
-    assert {n: keys.client([("x-api-key", k)]) for n, k in made.items()} == {n: n for n in names}
+    assert {n: keys.client([("x-api-key", k)]).credential for n, k in made.items()} == {n: n for n in names}
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_files_that_others_can_write(mode: int, tmp_path: Path) -> None:
 )
 def test_doubts_are_refused(metadata: Any) -> None:
     with pytest.raises(Unauthenticated):
-        ApiKeys({"alice": hashlib.sha256(b"k").digest()}).client(metadata)
+        ApiKeys({"alice": Credential(hashlib.sha256(b"k").digest())}).client(metadata)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +146,4 @@ def test_doubts_are_refused(metadata: Any) -> None:
     ],
 )
 def test_one_known_key_is_enough(metadata: Any) -> None:
-    assert ApiKeys({"alice": hashlib.sha256(b"k").digest()}).client(metadata) == "alice"
+    assert ApiKeys({"alice": Credential(hashlib.sha256(b"k").digest())}).client(metadata).credential == "alice"

@@ -70,5 +70,5 @@ def test_names_of_accounts_are_bounded(name: str) -> None:
 
 def test_rungs_are_known() -> None:
     Account("organisation", "x" * 64).check()
-    with pytest.raises(InputError, match="unknown rung 'planet'; known: credential, organisation, prefix, model, glob"):
+    with pytest.raises(InputError, match="unknown rung 'planet'; known: probation, credential, principal, organ"):
         Account("planet", "earth").check()

@@ -25,7 +25,6 @@ from hardening.testing import FakeClock, RecordingSink
 
 ALICE, ACME, MODEL = Account("credential", "alice"), Account("organisation", "acme"), Account("model", "m")
 BIT = UNITS[0]
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "shared_ledger.py"
 ONE = Cost.of(bits=1.0)
 
 
@@ -483,16 +482,3 @@ def test_from_rules(tmp_path: Path) -> None:
     books = open_ledger(rules, {"credential": Budget(bits=10.0)}, root=tmp_path)
     assert books.spend((ALICE,), ONE) == ("credential:alice", "bits", "exhausted")
     books.close()
-
-
-def test_the_example(tmp_path: Path) -> None:
-    """Run twice, as it says. Whoever stops while the other still holds something leaves a little for later."""
-    command = [sys.executable, str(EXAMPLE), "sqlite:///budgets.db"]
-    answers = 0
-    for _ in range(2):
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        *replicas, last = run.stdout.splitlines()
-        assert all(line.endswith("answers, then bits of credential:alice are exhausted") for line in replicas)
-        answers += int(last.removesuffix(" answers in all, of 1250"))
-    assert answers == 1250

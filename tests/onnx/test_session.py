@@ -256,11 +256,11 @@ def test_a_question_in_the_middle_of_another(
             ask("a")
         between = []
 
-        def interrupted(*args: Any, ask: Any = ask, between: Any = between) -> None:
+        def interrupted(*args: Any, ask: Any = ask, between: Any = between) -> Any:
             if not between:
                 between.append(None)
                 between.append(ask("b"))
-            finish(*args)
+            return finish(*args)
 
         with monkeypatch.context() as patched:
             patched.setattr(session.guard, "finish", interrupted)

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(session.guard.close)
         if options.control:
-            stack.enter_context(Control(options.control, session.guard.clients))
+            stack.enter_context(Control(options.control, session.guard.clients, session.guard.grant))
         stop = stack.enter_context(stop_signals())
         server = Server(
             name,
