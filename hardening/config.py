@@ -87,6 +87,24 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Detect:
+    """The policy's section ``[detect]``.
+
+    Attributes:
+        baseline: file that `hardening calibrate` wrote, relative to the policy; without one nobody is ever suspected.
+        false_alarm: chance that an ordinary client ever reaches a suspicion of 1, however much it asks; s: its s-th
+            power.
+    """
+
+    baseline: str | None = None
+    false_alarm: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 1e-12 <= self.false_alarm <= 0.1:
+            raise ConfigError("detect.false_alarm", f"must be between 1e-12 and 0.1, not {self.false_alarm!r}")
+
+
+@dataclass(frozen=True)
 class Policy:
     """What may be released. Build it in Python, or load it with `load_policy`; equal settings give equal objects.
 
@@ -98,6 +116,7 @@ class Policy:
     clients: ClientRules = field(default_factory=ClientRules)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     ledger: LedgerRules = field(default_factory=LedgerRules)
+    detect: Detect = field(default_factory=Detect)
     respond: Response = field(default_factory=Response)
     auth: Auth | None = None
     tls: Tls | None = None
@@ -230,6 +249,8 @@ class Policy:
         ]
         if self.budgets and self.ledger.place.backend == "memory":
             said.append("ledger.url: budgets are kept in memory: they begin anew with every process")
+        if self.respond.suspicion and self.detect.baseline is None:
+            said.append("detect.baseline: without one nobody is suspected, and [respond] has nothing to respond to")
         return tuple(said)
 
 
@@ -262,6 +283,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "key": KeySource,
     "clients": ClientRules,
     "ledger": LedgerRules,
+    "detect": Detect,
     "respond": Response,
     "auth": Auth,
     "tls": Tls,

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
 from hardening.budgets import open_budgets
-from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Clients
+from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.config import Policy
-from hardening.errors import Denied, HardeningError, InputError, ReleaseError
+from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key
@@ -65,6 +65,21 @@ def as_client(client: str | Identity) -> Iterator[None]:
         _client.reset(token)
 
 
+def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
+    """What ordinary clients ask, by output, as kernels read it."""
+    name = policy.detect.baseline
+    if name is None:
+        return {}
+    try:
+        text = (policy.root / name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError("detect.baseline", f"cannot read {name!r}: {problem}") from None
+    baseline = Baseline.from_json(text, "detect.baseline")
+    if baseline.output not in policy.outputs:
+        raise ConfigError("detect.baseline", f"is of the output {baseline.output!r}, which the policy does not name")
+    return {baseline.output: baseline.numbers()}
+
+
 class Guard:
     """Hardens answers under one policy, for one model.
 
@@ -91,7 +106,7 @@ class Guard:
     ) -> None:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
-        self._programs = Programs(policy, key, model_digest or "")
+        self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
         self._clients = Clients(CAPACITY)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
@@ -106,7 +121,7 @@ class Guard:
         self._recent: Recent[_Kept] = Recent()
         self._admission: Admission | None = None
         if policy.selective:
-            suspects = self._clients.suspicion if suspicion is None else suspicion
+            suspects = self._suspicion if suspicion is None else suspicion
             if ledger is None and policy.budgets:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled
@@ -127,6 +142,9 @@ class Guard:
             self._admission.close()
         self._sink.close()
 
+    def _suspicion(self, client: str) -> float:
+        return self._clients.suspicion(client, self.policy.detect.false_alarm)
+
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Model outputs to fetch, each once, for these to be released. Raises InputError for any other name."""
         for name in names:
@@ -139,7 +157,7 @@ class Guard:
 
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
-        row = self._clients.standing(client, self.policy.tiers[0])
+        row = self._clients.standing(client, self.policy.tiers[0], self.policy.detect.false_alarm)
         return row if self._admission is None else self._admission.standing(row, client, self._clients.find(client))
 
     def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:

@@ -19,11 +19,12 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
-from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy
+from hardening.config import Auth, Detect, KeySource, Output, Policy, Tls, load_policy
 from hardening.ledger import Budget, LedgerRules, Window
 from hardening.ledger.amounts import RUNGS
 from hardening.policy import ClientRules, Response, Step
 from hardening.transforms import TRANSFORMS
+from tests.clients import crowd
 from tests.ledger.server import DURABLE, Server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -36,7 +37,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
     assert used == set(TRANSFORMS.values())
     text = POLICY.read_text()
     keys = {f.name for f in dataclasses.fields(Policy)} - {"root"} | {*RUNGS}
-    rules = (KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
+    rules = (Detect, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
     for kind in (*rules, *TRANSFORMS.values()):
         keys |= {f.name for f in dataclasses.fields(kind)}
     assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
@@ -86,6 +87,8 @@ def test_every_tier_of_the_policy_fits_its_classes() -> None:
 
 def test_the_policy_hardens(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(POLICY.read_text())
+    usual = dataclasses.replace(crowd.digits().baseline, output="probabilities")
+    (tmp_path / "baseline.json").write_text(usual.to_json())
     rng = np.random.default_rng(0)
     inputs = {"x": rng.normal(size=(5, 8)).astype("f4")}
     clean = {
