@@ -203,8 +203,11 @@ def test_budgets_are_explained_and_books_in_memory_are_warned_of(
         "suspicion from 2 on: refused (only said in the events)",
     ]
     assert main(["check", str(path)]) == 0
-    assert "warning: ledger.url: budgets are kept in memory" in capsys.readouterr().out
-    path.write_text(POLICY + BUDGETS + '[ledger]\nurl = "sqlite:///books.db"\n')
+    said = capsys.readouterr().out.splitlines()
+    assert "warning: ledger.url: budgets are kept in memory: they begin anew with every process" in said
+    assert any(line.startswith("warning: detect.baseline: without one nobody is suspected") for line in said)
+    calibrated = '[ledger]\nurl = "sqlite:///books.db"\n[detect]\nbaseline = "baseline.json"\n'
+    path.write_text(POLICY + BUDGETS + calibrated)
     assert main(["check", str(path)]) == 0
     assert "warning" not in capsys.readouterr().out
     path.write_text(POLICY)
