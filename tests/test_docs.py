@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hardening.config import parse_policy
+from tests.clients.test_baseline import lines
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policy.toml").write_text(snippets("toml")[0])
     (tmp_path / "model.onnx").write_bytes(model())
+    (tmp_path / "benign.jsonl").write_text("\n".join(lines(80, 80)) + "\n")
     return tmp_path
 
 

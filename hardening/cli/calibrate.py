@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -108,29 +110,24 @@ def describe(baseline: Baseline, false_alarm: float) -> dict[str, Any]:
 
 
 def _tell(baseline: Baseline, facts: dict[str, Any], options: argparse.Namespace) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{options.out}: {baseline.clients} clients, {baseline.rows:,} different questions"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("what speaks against a client", min_width=20)
-    for heading in ("mean", "varies by", "stays\nbelow"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    width = max(40, shutil.get_terminal_size((10_000, 24)).columns)  # whatever else reads it gets one line
+    print(
+        textwrap.fill(f"{options.out}: {baseline.clients} clients, {baseline.rows:,} different questions", width), "\n"
+    )
+    print(f"{'what speaks against a client':<38} {'mean':>6} {'varies by':>10}  stays below")
     means = np.array(baseline.means)
     for lane in Lane:
         low, high = means[SETTLED if lane in CHANGING else 0 :, lane].min(), means[SETTLED:, lane].max()
         below = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
-        table.add_row(_MEANINGS[lane], f"{baseline.average[lane]:.3f}", f"{baseline.spread[lane]:.3f}", below)
-    console = Console(highlight=False)
-    console.print(table)
+        print(f"{_MEANINGS[lane]:<38} {baseline.average[lane]:>6.3f} {baseline.spread[lane]:>10.3f}  {below}")
     held = facts["held_out"]
     low, high = held["outside_interval"]
-    console.print(
+    said = (
         f"held out: {held['clients']} clients, {held['outside']} of them outside the baseline: {low:.2%} to {high:.2%} "
-        f"of all, with 95 % confidence; {held['flagged']} would have been flagged"
-    )
-    for at, level in facts["levels"].items():
-        console.print(
+        f"of all, with 95 % confidence; {held['flagged']} would have been flagged",
+        *(
             f"suspicion {at}: an honest client inside the baseline ever gets there with chance {level:.3g} at most"
-        )
+            for at, level in facts["levels"].items()
+        ),
+    )
+    print("", *(textwrap.fill(sentence, width) for sentence in said), sep="\n")
