@@ -240,13 +240,12 @@ class Guard:
 
         Raises Denied, InputError, ReleaseError.
         """
-        self.needs(tuple(n for n in outputs if n not in self.unreleased))
-        rows = _rows(outputs, inputs)
-        key = layout_of(outputs, inputs)
-        recent = self._recent
+        key, recent = layout_of(outputs, inputs), self._recent
         kept = recent.find(key)
         if kept is not None and kept.free:
-            return self._harden_kept(kept, outputs, inputs, client, rows)
+            return self._harden_kept(kept, outputs, inputs, client, kept.answer.rows)
+        self.needs(tuple(n for n in outputs if n not in self.unreleased))
+        rows = _rows(outputs, inputs)
         decision = self.admit(client, rows)
         own = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in outputs.items()}
         answer = self.release(decision, own, inputs)
