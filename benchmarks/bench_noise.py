@@ -18,7 +18,8 @@ import pytest
 from benchmarks.gate import Race
 from hardening.kernels.layout import STEP, Job, Step
 from hardening.noise import CIPHERS, Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Gaussian, Laplace, Noise
 
 SCALE = 0.5

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import linear
 from benchmarks.gate import Race
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Grad2, Mld, Transform
 
 L1 = 1.0

@@ -20,7 +20,8 @@ from benchmarks import variants
 from benchmarks.gate import Race
 from hardening.kernels.layout import OWN, STEP, Job, Step
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Gaussian, Project, Round, Transform, Types
 
 SHAPES = ((1, 10), (64, 10), (1, 1000), (64, 1000), (1024, 1000), (1, 32000))

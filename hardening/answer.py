@@ -19,7 +19,7 @@ from hardening.kernels import layout
 from hardening.kernels.layout import Job
 from hardening.ledger import Cost
 from hardening.noise import Key, derive
-from hardening.pipeline import Program, Question, Task
+from hardening.program import Program, Question, Task
 from hardening.transforms.classes import INDEPENDENT
 
 

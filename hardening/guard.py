@@ -22,7 +22,7 @@ from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key
 from hardening.ledger import Ledger
-from hardening.pipeline import Task
+from hardening.program import Task
 from hardening.recent import Recent, layout_of
 from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 

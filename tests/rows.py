@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hardening.kernels import layout
 from hardening.kernels.layout import Job
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms.release import largest_gap
 
 KEY = Key(1, "chacha20", bytes(range(32)))

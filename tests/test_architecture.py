@@ -88,7 +88,7 @@ def test_every_command_is_a_module_of_the_same_shape() -> None:
 
 
 def test_importing_compiles_nothing_and_reads_no_numba() -> None:
-    script = "import sys, hardening.pipeline; print('numba' in sys.modules)"
+    script = "import sys, hardening.program; print('numba' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

@@ -19,7 +19,8 @@ from hardening.errors import ConfigError
 from hardening.guard import Guard
 from hardening.kernels import layout
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import (
     TRANSFORMS,
     Cutoff,

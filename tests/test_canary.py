@@ -16,7 +16,8 @@ from scipy import stats
 import hardening
 from hardening.config import KeySource, Output, Policy
 from hardening.noise import CIPHERS, Key, derive, reference_nonce, reference_stream
-from hardening.pipeline import Pipeline, Program, Task, hash_key, whole_words
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task, hash_key, whole_words
 from hardening.transforms import Canary, Clip, Gaussian, LabelOnly, Project, TopK, Transform, Types
 from hardening.transforms.canary import cells, ranks
 from hardening.types import OutputSpace

@@ -32,7 +32,8 @@ import numpy as np
 from hardening import kernels
 from hardening.kernels.layout import Job
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import BoundaryRandomisedResponse, Exponential, Laplace, PermuteAndFlip
 
 cipher, rows, width, name = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import DynaNoise, Gaussian, MemGuard, Project, RandomTarget, Transform, Types
 
 KEY = Key(1, "chacha20", bytes(range(32)))

@@ -19,7 +19,8 @@ from hardening.kernels import layout
 from hardening.kernels.instructions.embedding import STRETCH
 from hardening.kernels.layout import Job
 from hardening.noise import CIPHERS, Key, Law, derive, noise_table, reference_noise, reference_stream
-from hardening.pipeline import CELLS, Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import CELLS, Program, Task
 from hardening.transforms import CoverageNoise, Gaussian, Orthogonal, Round
 
 KEYS = {cipher: Key(1, cipher, bytes(range(32))) for cipher in CIPHERS}

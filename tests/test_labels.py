@@ -18,7 +18,8 @@ from scipy import stats
 import hardening
 from hardening.config import KeySource, Output, Policy
 from hardening.noise import Key, derive, reference_stream
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import (
     BoundaryRandomisedResponse,
     Clip,

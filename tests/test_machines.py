@@ -17,7 +17,8 @@ SCRIPT = """
 import hashlib, sys
 import numpy as np
 from hardening.noise import Key
-from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Question, Task
 from hardening.kernels.layout import Job
 from hardening.transforms import *
 

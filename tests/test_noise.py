@@ -18,7 +18,8 @@ from hardening import noise
 from hardening.errors import ConfigError
 from hardening.kernels import memory, prf
 from hardening.noise import CIPHERS, Key, Law, derive, grid_exponent, grid_exponents, noise_table, table_weights
-from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Question, Task
 from hardening.transforms import Gaussian
 
 KEY = Key(1, CIPHERS[0], bytes(range(32)))

@@ -19,7 +19,8 @@ from hardening.config import Output, Policy, parse_policy
 from hardening.errors import ConfigError, InputError, ReleaseError
 from hardening.guard import Guard
 from hardening.kernels import costs, elementary, layout, perturb
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.testing import RecordingSink
 from hardening.transforms import Gaussian, Grad2, Mad, Misinformation, Mld, Project, Transform, Types
 from hardening.transforms.perturbation import LEAST_L1, MARGIN

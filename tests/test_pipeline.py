@@ -20,7 +20,8 @@ from hardening import kernels
 from hardening.errors import ConfigError
 from hardening.kernels import layout
 from hardening.noise import CIPHERS, Key, derive, noise_table, reference_noise, reference_stream
-from hardening.pipeline import Pipeline, Program, Question, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Question, Task
 from hardening.transforms import (
     BoundaryRandomisedResponse,
     Canary,

@@ -17,7 +17,8 @@ import hardening
 from hardening.config import KeySource, Output, Policy, parse_policy
 from hardening.errors import ConfigError, ReleaseError, SpaceError
 from hardening.kernels import layout
-from hardening.pipeline import Pipeline, Program, Task, declared_space
+from hardening.pipeline import Pipeline, declared_space
+from hardening.program import Program, Task
 from hardening.transforms import (
     TRANSFORMS,
     Clip,

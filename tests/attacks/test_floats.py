@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hardening.noise import CIPHERS, Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Gaussian, Laplace, Noise, Staircase
 
 Oracle = Callable[[float, int], NDArray[Any]]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hardening.noise import CIPHERS, Key
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Gaussian, Laplace, Noise, Staircase
 
 ROWS = 400_000

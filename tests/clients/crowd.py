@@ -17,7 +17,8 @@ from hardening.clients.evidence import log_evidence
 from hardening.clients.log import Log
 from hardening.kernels import accounts
 from hardening.kernels.layout import SUMMARY
-from hardening.pipeline import Pipeline, Program, Task
+from hardening.pipeline import Pipeline
+from hardening.program import Program, Task
 from hardening.transforms import Types
 
 MOST = float(np.log2(10))

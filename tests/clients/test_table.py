@@ -279,7 +279,8 @@ def test_near_duplicates_and_reasons(tmp_path: Path) -> None:
 
 def test_margins_of_rows_alone_and_side_by_side(tmp_path: Path) -> None:
     """The largest entry less the next, for narrow blocks and for wide ones."""
-    from hardening.pipeline import Pipeline, Program, Task
+    from hardening.pipeline import Pipeline
+    from hardening.program import Program, Task
 
     rng = np.random.default_rng(0)
     for width in (1, 2, 3, 8, 9, 16, 63, 64, 65, 200):

@@ -23,7 +23,7 @@ import hardening
 from hardening import answer
 from hardening.config import KeySource, Output, Policy
 from hardening.errors import InputError, ModelError, ReleaseError
-from hardening.pipeline import Question, Task
+from hardening.program import Question, Task
 from hardening.transforms import Clip, Gaussian, Project, TopK, Types
 
 TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
