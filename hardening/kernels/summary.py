@@ -193,12 +193,26 @@ def clean_entropy(b: Block, space: int, logits: bool, highest: Any) -> Any:
 @device
 def margin(b: Block) -> Any:
     """Largest entry less the next largest; for one yes/no score, how far it is from an even one, doubled."""
-    best, next_best = fill(-HUGE), fill(-HUGE)
-    for i in range(b.m):
-        x = load(b.w, i)
-        x = where(b.last, x, fill(-HUGE)) if i == b.m - 1 else x
-        next_best = larger(next_best, smaller(best, x))
-        best = larger(best, x)
+    none = fill(-HUGE)
+    b0, b1, b2, b3, n0, n1, n2, n3 = none, none, none, none, none, none, none, none
+    i = 0
+    while i + 4 < b.m:  # four pairs, so that a comparison does not wait for the one before
+        x0, x1, x2, x3 = load(b.w, i), load(b.w, i + 1), load(b.w, i + 2), load(b.w, i + 3)
+        n0, n1, n2, n3 = (
+            larger(n0, smaller(b0, x0)),
+            larger(n1, smaller(b1, x1)),
+            larger(n2, smaller(b2, x2)),
+            larger(n3, smaller(b3, x3)),
+        )
+        b0, b1, b2, b3 = larger(b0, x0), larger(b1, x1), larger(b2, x2), larger(b3, x3)
+        i += 4
+    while i < b.m:
+        x = where(b.last, load(b.w, i), none) if i == b.m - 1 else load(b.w, i)
+        n0, b0 = larger(n0, smaller(b0, x)), larger(b0, x)
+        i += 1
+    n0, b0 = larger(larger(n0, n1), smaller(b0, b1)), larger(b0, b1)
+    n2, b2 = larger(larger(n2, n3), smaller(b2, b3)), larger(b2, b3)
+    next_best, best = larger(larger(n0, n2), smaller(b0, b2)), larger(b0, b2)
     if b.wide:
         top = across_max(best)
         # Of the lanes that hold the largest entry, all but one keep it for the second place.
