@@ -75,7 +75,7 @@ class Program:
                 secret = derive(key, "noise", model_digest, output, *context)
                 step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
                 call = f"{call}_{key.cipher.replace('-', '_')}"
-            step[Step.FUNCTION] = kernels.address(call)
+            step[Step.FUNCTION], step[Step.SPARSE] = kernels.address(call), op.sparse
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
@@ -154,9 +154,9 @@ class Task:
         asked = question.words * rows if question else 0
         self.in_place, self.small = self._work is scores, scores.size <= SMALL and asked <= SMALL_QUESTION
         vectors, width = scores.shape
-        numbers = np.empty(SCRATCH_VECTORS * lanes_room(width) + SCRATCH_NUMBERS)
+        numbers = kernels.lines(8 * (SCRATCH_VECTORS * lanes_room(width) + SCRATCH_NUMBERS)).view(np.float64)
         scratch = np.empty(program.scratch * (width + 8))
-        words = np.empty(SCRATCH_WORDS, np.uint64)
+        words = kernels.lines(8 * SCRATCH_WORDS).view(np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(whole_words(width), np.uint64)
         self._tag = np.zeros(3, np.uint32)

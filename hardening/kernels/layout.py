@@ -55,6 +55,7 @@ class Step(IntEnum):
     PARAMS = 1  # float64 (PARAMETERS,)
     DATA = 2  # such as a table of noise
     SECRET = 3  # key material
+    SPARSE = 4  # 1: takes a row of few entries as `Job.FEW` says
 
 
 STEP: Final = len(Step)
@@ -110,10 +111,14 @@ class Job(IntEnum):
     PARAMS = 39  # of this instruction, as in `Step`
     DATA = 40
     SECRET = 41
-    LEFT = 42  # an instruction that knows which few entries are not zero leaves their number to the next one
-    FEW = 43  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
+    # What an instruction knows about a long row it leaves to the next one, and that finds it at FEW:
+    # n > 0: all but n entries are zero; values in the block's `residual`, columns in its `marks`, the rest is not there
+    # SURVEYED: entries fit fixed point and are multiples of its step; the best of 64 parts of the row are in `marks`
+    LEFT = 42
+    FEW = 43
 
 
+SURVEYED: Final = -1
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.
 OWN, TOP, PROBLEM = 48, 56, 64
 JOB: Final = 72
