@@ -24,7 +24,7 @@ from hardening.clients.log import read_log
 from hardening.errors import ConfigError
 from hardening.kernels.layout import Lane
 
-EXAMPLE = "hardening calibrate --benign benign.jsonl --classes 10 -o baseline.json"
+EXAMPLE = "hardening calibrate --benign benign.jsonl --output p --classes 10 -o baseline.json"
 FOUND = "held-out clients were flagged more often than the false-alarm level allows"
 #: Suspicions whose meaning is printed.
 LEVELS = (0.5, 1.0, 1.5, 2.0)
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not text in UTF-8"
         raise ConfigError("--benign", f"cannot read {str(options.benign)!r}: {reason}") from None
-    baseline = calibrate(logs, options.output, options.quantile)
+    baseline = calibrate(logs, options.output, options.quantile, options.classes or 0)
     try:
         options.out.write_text(baseline.to_json(), encoding="utf-8")
     except OSError as problem:
