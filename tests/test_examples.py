@@ -45,7 +45,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
 
 
 def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(POLICY), "--json"]) == 0
+    assert main(["check", str(POLICY), "--no-files", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
@@ -55,9 +55,10 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
         ],
         "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
         "warnings": [],
+        "problems": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
-    explained = json.loads(capsys.readouterr().out)
+    explained = json.loads(capsys.readouterr().out)["outputs"]
     assert explained["probabilities"]["normal"]["relation"] == "label"
     assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
