@@ -216,8 +216,8 @@ def _watching(story: Story, console: Console) -> None:
     console.print(
         f"An ordinary client inside the baseline ever gets suspect answers with a chance of at most {suspect}, labels "
         f"{label}, refusals {refused}, however much it asks. {held.outside} of {held.clients} held-out clients lie "
-        f"outside of it, so {_percent(low)} to {_percent(high)} of all, with 95 % confidence, for whom no chance is "
-        "promised."
+        f"outside of it, where none of this is promised: {_percent(low)} to {_percent(high)} of all, with 95 % "
+        "confidence."
     )
     console.print()
     tiers = tuple(story.tiers)

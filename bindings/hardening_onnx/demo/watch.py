@@ -37,7 +37,7 @@ suspicion = [ {{at = 1.0, tier = "suspect"}},
 #: Ordinary clients whose log makes and tests the baseline, and as many others as are judged by it.
 LOGGED, JUDGED = 400, 60
 REAL = "real files only"
-HALF = "half spliced"
+HALF = "half real files"
 
 Inputs = NDArray[np.int32]
 
@@ -97,10 +97,7 @@ def alarms(bare: Any, logging: Guard, asked: Asked, root: Path, questions: int, 
         for i in range(JUDGED):
             chosen = ordinary_files(kinds, questions, rng)
             ordinary.append(follow(guard, f"ordinary {i + 1}", inputs[chosen], scores[chosen].__getitem__))
-        thieves = [
-            follow(guard, kind, asks, lambda one, asks=asks: bare.run([OUTPUT], {"bytes": asks[one]})[0])
-            for kind, asks in made.items()
-        ]
+        thieves = [follow(guard, kind, asks, _answering(bare, asks)) for kind, asks in made.items()]
         thieves.append(follow(guard, REAL, asked.corpus.pool_inputs, asked.pool.__getitem__))
     return Alarms(baseline, questions, tuple(ordinary), tuple(thieves))
 
@@ -124,6 +121,10 @@ def logged(guard: Guard, client: str, scores: Answers, inputs: Inputs) -> Iterat
     for _, task, _ in answer.entries:
         if task is not None:
             yield from records(client, *task.asked())
+
+
+def _answering(bare: Any, inputs: Inputs) -> Callable[[slice], Answers]:
+    return lambda part: np.asarray(bare.run([OUTPUT], {"bytes": inputs[part]})[0])
 
 
 def follow(guard: Guard, client: str, inputs: Inputs, answers: Callable[[slice], Answers]) -> Watched:
