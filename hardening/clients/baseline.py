@@ -180,8 +180,9 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
     if min(len(fit), len(others)) < LEAST_CLIENTS:
         raise ConfigError(
             "log",
-            f"has {len(used)} clients with at least {LEAST_ROWS} different questions, {len(fit)} to calibrate by and "
-            f"{len(others)} to try it on; {LEAST_CLIENTS} of each are needed",
+            f"has {len(used)} clients with at least {LEAST_ROWS} different questions, of {len(logs)} in all, "
+            f"{len(fit)} to calibrate by and {len(others)} to try it on; {LEAST_CLIENTS} of each are needed: log more clients, or "
+            "for longer",
         )
     thresholds = _thresholds(fit)
     scored = [scores(_padded(thresholds), rows) for rows in fit]
@@ -199,7 +200,7 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
         tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
         quantile,
         HeldOut(0, 0, ()),
-        classes,
+        classes=classes,
     )
     return Baseline(**{**made.__dict__, "held_out": _try(made, others)})
 
