@@ -181,8 +181,8 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
         raise ConfigError(
             "log",
             f"has {len(used)} clients with at least {LEAST_ROWS} different questions, of {len(logs)} in all, "
-            f"{len(fit)} to calibrate by and {len(others)} to try it on; {LEAST_CLIENTS} of each are needed: log more clients, or "
-            "for longer",
+            f"{len(fit)} to calibrate by and {len(others)} to try it on; {LEAST_CLIENTS} of each are "
+            "needed: log more clients, or for longer",
         )
     thresholds = _thresholds(fit)
     scored = [scores(_padded(thresholds), rows) for rows in fit]
