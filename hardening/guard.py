@@ -17,7 +17,7 @@ from hardening.answer import Answer, Programs, wipe
 from hardening.budgets import open_budgets
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.config import Policy
-from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
+from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key
@@ -67,16 +67,9 @@ def as_client(client: str | Identity) -> Iterator[None]:
 
 def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
     """What ordinary clients ask, by output, as kernels read it."""
-    name = policy.detect.baseline
-    if name is None:
+    if policy.detect.baseline is None:
         return {}
-    try:
-        text = (policy.root / name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError("detect.baseline", f"cannot read {name!r}: {problem}") from None
-    baseline = Baseline.from_json(text, "detect.baseline")
-    if baseline.output not in policy.outputs:
-        raise ConfigError("detect.baseline", f"is of the output {baseline.output!r}, which the policy does not name")
+    baseline = Baseline.read(policy.root / policy.detect.baseline, policy.outputs, "detect.baseline")
     return {baseline.output: baseline.numbers()}
 
 

@@ -33,10 +33,29 @@ def load_key(source: KeySource, root: Path) -> Key:
     Raises ConfigError if it cannot be read, is not a key, is for another cipher than the policy names, or is open to
     other users.
     """
+    if _to_be_made(source, root):
+        _create(root / source.source[5:], source.cipher or CIPHERS[0])
+    return _read(source, root)
+
+
+def check_key(source: KeySource, root: Path) -> None:
+    """Raise ConfigError where `load_key` would; nothing is created."""
+    if not _to_be_made(source, root):
+        _read(source, root)
+        return
+    file = root / source.source[5:]
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        reason = "is not writable" if file.parent.is_dir() else "does not exist"
+        raise ConfigError("key.source", f"cannot create {file.name!r}: the folder {str(file.parent)!r} {reason}")
+
+
+def _to_be_made(source: KeySource, root: Path) -> bool:
+    return source.create and not os.path.exists(root / source.source[5:])
+
+
+def _read(source: KeySource, root: Path) -> Key:
     if source.source.startswith("file:"):
         file = root / source.source[5:]
-        if source.create and not os.path.exists(file):
-            _create(file, source.cipher or CIPHERS[0])
         try:
             mode = stat.S_IMODE(file.stat().st_mode)
         except OSError as problem:

@@ -45,7 +45,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
 
 
 def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(POLICY), "--json"]) == 0
+    assert main(["check", str(POLICY), "--no-files", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
@@ -55,9 +55,10 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
         ],
         "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
         "warnings": [],
+        "problems": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
-    explained = json.loads(capsys.readouterr().out)
+    explained = json.loads(capsys.readouterr().out)["outputs"]
     assert explained["probabilities"]["normal"]["relation"] == "label"
     assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
@@ -170,3 +171,22 @@ def test_shared_ledger(kind: str, tmp_path: Path) -> None:
     assert 10_000 - 20 < bits <= 10_000
     assert full[0] > 500
     assert full[1] < 10
+
+
+def test_detect_extraction(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "detect_extraction.py")]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert re.match(r"\d+ of 104 held-out clients are outside the baseline\n", run.stdout)
+    stolen = re.findall(r"^thief, (.*): (\d+) answers, a copy that agrees with the model on (\d+)%$", run.stdout, re.M)
+    (calm, all_, good), (watched, few, bad) = stolen
+    assert (calm, all_, watched) == ("not watched", "1500", "watched")
+    assert int(few) < 150
+    assert int(good) > 90 > int(bad) + 5
+    standings = re.findall(r"^(.*?) +(\d+) rows  suspicion (\S+)  next answered by (\w+)$", run.stdout, re.M)
+    *ordinary, thief = standings
+    assert {(rows, tier) for _, rows, _, tier in ordinary} == {("200", "normal")}
+    assert len(ordinary) == 8
+    assert max(float(suspicion) for _, _, suspicion, _ in ordinary) < 1
+    assert (thief[0], thief[1], thief[3]) == ("thief", few, "deny")
+    assert float(thief[2]) >= 2

@@ -344,7 +344,7 @@ def test_no_command_prints_an_epsilon_without_its_relation(tmp_path: Path, capsy
         assert bare(text) == []
         assert "epsilon = 0.7 at delta = 1e-06, output-metric per distinct input" in text
         assert main(["explain", str(path), "--json", *width]) == 0
-        tiers = json.loads(capsys.readouterr().out)["p"]
+        tiers = json.loads(capsys.readouterr().out)["outputs"]["p"]
         for facts in tiers.values():
             assert (facts["conversion"] is None) or facts["relation"] in ("output-metric", "label")
             for table in values(facts):
