@@ -173,7 +173,7 @@ def open_recorder(
 
 
 def _append(path: Path, lines: bytes, most: int) -> bool:
-    """Append whole lines, or nothing; False if the file would outgrow `most` bytes. Raises OSError.
+    """Append whole lines, as far as the file stays within `most` bytes; whether all did. Raises OSError, none written.
 
     The file is opened each time, so that it can be moved away; the lock keeps other processes' lines apart.
     """
@@ -185,18 +185,26 @@ def _append(path: Path, lines: bytes, most: int) -> bool:
         if stat.S_IMODE(found.st_mode) & 0o077:
             raise OSError(f"it is open to other users ({stat.S_IMODE(found.st_mode):04o}): chmod 600 it")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            lines = b"\n" + lines
-        if size + len(lines) > most:
-            return False
         try:
-            left = memoryview(lines)
-            while left:
-                left = left[os.write(descriptor, left) :]
-        except OSError:
-            os.ftruncate(descriptor, size)
-            raise
-        return True
+            return _append_to(descriptor, lines, most)
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked just now has the descriptor, and the lock
     finally:
         os.close(descriptor)
+
+
+def _append_to(descriptor: int, lines: bytes, most: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        lines = b"\n" + lines
+    fits = size + len(lines) <= most
+    if not fits:
+        lines = lines[: lines.rfind(b"\n", 0, max(0, most - size)) + 1]
+    try:
+        left = memoryview(lines)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+    return fits

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
-from hardening.config import Auth, Detect, KeySource, Output, Policy, Tls, load_policy
+from hardening.config import Auth, Detect, KeySource, Near, Output, Policy, Tls, load_policy
 from hardening.ledger import Budget, LedgerRules, Window
 from hardening.ledger.amounts import RUNGS
 from hardening.policy import ClientRules, Response, Step
@@ -37,7 +37,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
     assert used == set(TRANSFORMS.values())
     text = POLICY.read_text()
     keys = {f.name for f in dataclasses.fields(Policy)} - {"root"} | {*RUNGS}
-    rules = (Detect, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
+    rules = (Detect, Near, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
     for kind in (*rules, *TRANSFORMS.values()):
         keys |= {f.name for f in dataclasses.fields(kind)}
     assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
