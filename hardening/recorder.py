@@ -25,6 +25,8 @@ from hardening.types import Clock
 MOST, ROWS = 4096, 256
 #: Parts that are written at once.
 _TOGETHER = 64
+#: Seconds that the first part waits for company: a turn of the thread for each would slow down who answers.
+_LINGER = 0.05
 #: Seconds between two events that say the same.
 PAUSE = 60.0
 #: Seconds that closing waits for the disk.
@@ -67,7 +69,7 @@ class Recorder:
     def begin_again(self) -> None:
         """In a process just forked: what waits is the parent's to write."""
         self._queue: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()  # may be used from a signal or a finalizer
-        self._lock = threading.RLock()
+        self._lock, self._closing = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
         self._lost = 0
         self._told: dict[str, float] = {}
@@ -97,6 +99,7 @@ class Recorder:
         self._over = True
         thread = self._thread
         if thread is not None:
+            self._closing.set()
             self._queue.put(None)
             thread.join(_PATIENCE)
         self._tell_lost()
@@ -117,20 +120,22 @@ class Recorder:
             self._lost += rows
 
     def _run(self) -> None:
-        part: _Part | None
-        while (part := self._queue.get()) is not None:
-            parts = [part]
-            while len(parts) < _TOGETHER and not self._queue.empty() and (part := self._queue.get()) is not None:
-                parts.append(part)
-            self._write(parts)
-            self._tell_lost(PAUSE)
-            if part is None:
-                return
+        ended = False
+        while not ended:
+            parts = [self._queue.get()]
+            self._closing.wait(_LINGER)
+            while parts:
+                while len(parts) < _TOGETHER and not self._queue.empty():
+                    parts.append(self._queue.get())
+                ended = ended or any(part is None for part in parts)
+                self._write([part for part in parts if part is not None])
+                self._tell_lost(PAUSE)
+                parts = [] if self._queue.empty() else [self._queue.get()]
 
     def _write(self, parts: list[_Part]) -> None:
-        rows = sum(part.summary.shape[1] for part in parts)
-        if self._over and "log-full" in self._told:
+        if not parts or "log-full" in self._told:
             return
+        rows = sum(part.summary.shape[1] for part in parts)
         lines = [line for part in parts for line in records(self._pseudonym(part.client), *part[1:])]
         try:
             fits = _append(self._path, ("\n".join(lines) + "\n").encode(), self._most)

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
+from hardening.clients.log import read_log
 from hardening.config import Auth, Detect, KeySource, Near, Output, Policy, Tls, load_policy
 from hardening.ledger import Budget, LedgerRules, Window
 from hardening.ledger.amounts import RUNGS
@@ -108,6 +109,9 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         with pytest.raises(hardening.Denied):
             guard.harden(clean, inputs=inputs)
         assert guard.standing("alice").queries == 5
+        assert guard.standing("alice").suspicion < 1
+    (log,) = read_log((tmp_path / "benign.jsonl").read_text().splitlines()).values()
+    assert np.array_equal(log.label, clean["probabilities"].argmax(1))
     assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
     assert np.array_equal(released["severity"].argmax(1), clean["severity"].argmax(1))
     np.testing.assert_allclose(np.abs(released["severity"] - clean["severity"]).sum(1), 0.5, atol=0.2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hardening.kernels.lanes import device
+from hardening.kernels.lanes import device, prefetch
 
 #: Entries of a bucket, and places to count the rows that hashes point at (a power of two).
 WAYS, TALLY = 4, 1024
@@ -129,12 +129,20 @@ def _remember(names: Any, name: Any) -> bool:
 
 
 @device
+def _place(value: Any, index: Any) -> Any:
+    """The bucket of a hash."""
+    return np.int64(_mix(np.uint64(value)) & np.uint64(len(index) - 1))
+
+
+@device
 def _likest(hashes: Any, number: Any, index: Any, tally: Any) -> tuple[Any, Any]:
     """Enters hashes as those of a row; most of them that an earlier row has as well, and that row's number."""
+    for k in range(len(hashes)):
+        prefetch(index.ctypes.data + 8 * WAYS * _place(hashes[k], index))
     tally[:] = np.uint32(0)
     best, of = np.int64(0), np.uint32(0)
     for k in range(len(hashes)):
-        bucket = index[np.int64(_mix(np.uint64(hashes[k])) & np.uint64(len(index) - 1))]
+        bucket = index[_place(hashes[k], index)]
         for way in range(WAYS):
             if bucket[way] != _NONE and np.uint32(bucket[way] >> np.uint64(32)) == hashes[k]:
                 other = np.uint32(bucket[way] & _LOW)
