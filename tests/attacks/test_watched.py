@@ -16,7 +16,9 @@ from hardening_onnx.session import HardenedSession
 
 from hardening.cli import main
 from hardening.clients import fleet
+from hardening.clients.table import reasons
 from hardening.config import parse_policy
+from hardening.kernels.layout import PARTS, Lane
 from hardening.noise import CIPHERS, SECRET_BYTES, Key
 from tests.attacks.test_probing import honest_rows, nes, square
 from tests.clients import crowd
@@ -127,6 +129,10 @@ def test_searches_are_flagged_within_their_first_hundredth(
             told(session, f"user-{i}", x[target])
         assert session.guard.standing(f"search-{i}").queries == budget // 100
     assert flagged(session) == {f"search-{i}" for i in range(20)}
+    for i in range(20):
+        row = session.guard._clients.row(f"search-{i}")
+        assert Lane.DUPLICATE in dict(reasons(row))
+        assert row["sums"][Lane.DUPLICATE] >= PARTS * (row["firsts"] - 2)
 
 
 def test_a_search_by_many_is_one_cluster(session: HardenedSession) -> None:
