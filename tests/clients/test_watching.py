@@ -160,24 +160,24 @@ def test_rows_of_a_batch_are_looked_up_in_order(watched: hardening.Guard, rng: n
     assert answer.nearly.tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 1], "the same within the batch are one question"
 
 
-def test_threads_search_one_index(watched: hardening.Guard) -> None:
+def test_threads_search_one_index(tmp_path: Path) -> None:
     """Rows so long that they are hashed without the interpreter's lock; each thread finds its own, and no other's."""
 
     def search(which: int) -> None:
         own = np.random.default_rng(which)
         for _ in range(20):
             base = own.random((9, 2000))
-            ask(watched, base, f"c{which}")
-            ask(watched, base + 1e-4, f"c{which}")
-            ask(watched, base, f"c{which}")
+            for x in (base, base + 1e-4, base):
+                ask(guard, x, f"c{which}")
 
-    threads = [threading.Thread(target=search, args=(i,)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [nearly(watched, f"c{i}") for i in range(6)] == [180] * 6
-    assert watched.links() == ()
+    with hardening.Guard(policy(tmp_path, near=near(window=20)), "m") as guard:
+        threads = [threading.Thread(target=search, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [nearly(guard, f"c{i}") for i in range(6)] == [180] * 6
+        assert guard.links() == ()
 
 
 def test_all_of_an_input_belongs_to_the_one_row_that_was_asked(
