@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import stat
@@ -25,6 +26,12 @@ def read_reference(reference: str, root: Path, path: str) -> bytes:
         return (root / name).read_bytes()
     except OSError as problem:
         raise ConfigError(path, f"cannot read {name!r}: {problem.strerror}") from None
+
+
+@functools.cache
+def own_key() -> Key:
+    """A key of this process alone, for what no other has to know: where a policy has none of its own."""
+    return Key(1, CIPHERS[0], secrets.token_bytes(SECRET_BYTES))
 
 
 def load_key(source: KeySource, root: Path) -> Key:

@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
-from hardening.config import Auth, Detect, KeySource, Output, Policy, Tls, load_policy
+from hardening.clients.log import read_log
+from hardening.config import Auth, Detect, KeySource, Near, Output, Policy, Tls, load_policy
 from hardening.ledger import Budget, LedgerRules, Window
 from hardening.ledger.amounts import RUNGS
 from hardening.policy import ClientRules, Response, Step
@@ -37,7 +38,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
     assert used == set(TRANSFORMS.values())
     text = POLICY.read_text()
     keys = {f.name for f in dataclasses.fields(Policy)} - {"root"} | {*RUNGS}
-    rules = (Detect, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
+    rules = (Detect, Near, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
     for kind in (*rules, *TRANSFORMS.values()):
         keys |= {f.name for f in dataclasses.fields(kind)}
     assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
@@ -109,6 +110,9 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         with pytest.raises(hardening.Denied):
             guard.harden(clean, inputs=inputs)
         assert guard.standing("alice").queries == 5
+        assert guard.standing("alice").suspicion < 1
+    (log,) = read_log((tmp_path / "benign.jsonl").read_text().splitlines()).values()
+    assert np.array_equal(log.label, clean["probabilities"].argmax(1))
     assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
     assert np.array_equal(released["severity"].argmax(1), clean["severity"].argmax(1))
     np.testing.assert_allclose(np.abs(released["severity"] - clean["severity"]).sum(1), 0.5, atol=0.2)

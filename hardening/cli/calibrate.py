@@ -1,8 +1,8 @@
 """Learn what ordinary clients ask from a log of them, so that an alarm has a meaning.
 
 The log has a line of JSON for each row: {"client": "alice", "entropy": 0.25, "label": 3, "cell": 1025, "margin": 0.9,
-"question": 12345, "duplicate": false}, as a guard can record them; the last two may be missing. Half of the clients
-make the baseline, the other half tests it.
+"question": 12345, "duplicate": false}, as a guard keeps it ([detect] log); the last two may be missing. Half of the
+clients make the baseline, the other half tests it.
 """
 
 from __future__ import annotations

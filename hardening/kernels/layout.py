@@ -87,7 +87,7 @@ class Job(IntEnum):
     NUMBERS = 16  # float64 scratch
     WORDS = 17  # uint64 scratch
     ROW = 18  # uint64 scratch for one canonical row
-    NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
+    NONCES = 19  # uint32 (ROWS, 3)
     SUMMARY = 20  # float64 (SUMMARY, VECTORS rounded up to eights), filled in
     INPUT_TABLE = 21  # int64 (INPUTS, 4)
     INPUTS = 22
@@ -102,7 +102,7 @@ class Job(IntEnum):
     WATCHES = 31  # 1: an instruction goes by the coverage
     COVERAGE = 32  # cells that the client has visited, filled in if WATCHES is set
     BASELINE = 33  # float64 (BASELINE_NUMBERS,): what ordinary clients ask, see `Lane`; 0: no evidence is gathered
-    NAMED = 34  # 1: the nonces tell one question from another
+    NAMES = 34  # uint32 (ROWS, 3), filled in when INPUTS > 0: what tells one question from another; 0: nothing does
     DUPLICATES = 35  # uint8 (ROWS,): 1 where the question is nearly one that was asked before; 0: not known
 
     FIRST = 36  # vector that the block starts with

@@ -216,7 +216,7 @@ def harden(job: int) -> int:
             j[Job.ROWS],
             carray(pointer(j[Job.TAG_KEY]), (tag.FINAL + j[Job.ROW_WORDS] + tag.EXTRA,), np.uint64),
             j[Job.ROW],
-            carray(pointer(j[Job.NONCES]), (j[Job.ROWS], 3), np.uint32),
+            carray(pointer(j[Job.NAMES]), (j[Job.ROWS], 3), np.uint32),
         )
     if j[Job.WIDTH] == 0 or j[Job.VECTORS] == 0:
         return 0

@@ -22,8 +22,9 @@ import hardening
 from hardening.audit.attribution import Canaries, attribute, canaries_of, chance_of_hits
 from hardening.audit.extraction import Training, one_hot, train
 from hardening.cli import main
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Detect, KeySource, Near, Output, Policy
 from hardening.noise import Key
+from hardening.policy import Response, Step
 from hardening.transforms import Canary, Clip, Gaussian, KRandomisedResponse, LabelOnly, Project, Transform, Types
 
 TIERS: dict[str, tuple[Transform, ...]] = {
@@ -137,6 +138,21 @@ def test_the_right_key_model_and_client_are_needed(world: World, tmp_path: Path)
     for known in tries:
         assert attribute({"alice": known}, {"alice": labels})[0].p_value > 0.05
     assert attribute({"alice": world.canaries("alice")}, {"alice": labels})[0].p_value < 1e-9
+
+
+def test_what_else_a_policy_says_does_not_matter(world: World) -> None:
+    """It looks for near duplicates, keeps a log, and lets other tiers answer; nobody asks anything here."""
+    known = world.canaries("alice")
+    outputs = {
+        "p": replace(world.policy.outputs["p"], tiers={"normal": TIERS["labels"], "strict": (LabelOnly(),)}),
+        "q": Output("simplex", {"normal": (LabelOnly(),), "strict": (LabelOnly(),)}),
+    }
+    detect = Detect(log="log", output="q", near=Near("x", 1.0))
+    rules = Response((Step(1.0, tier="strict"),))
+    world.policy = replace(world.policy, outputs=outputs, detect=detect, respond=rules)
+    again = world.canaries("alice")
+    for name in ("question", "changed", "label"):
+        assert np.array_equal(getattr(known, name), getattr(again, name))
 
 
 def test_canaries_alone_are_enough(world: World) -> None:

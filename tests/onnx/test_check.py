@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hardening_onnx
 import numpy as np
 import pytest
+from onnx import TensorProto as T
 
+import hardening
 from hardening.cli import main
 from tests.onnx.graphs import HEAD, TAILS, WEIGHTS, build, node
 
@@ -117,3 +120,42 @@ def test_check_without_the_extra_says_what_to_install(
     monkeypatch.setattr("importlib.metadata.EntryPoint.load", absent)
     assert main(["check", str(checked(model)), "--model", str(model)]) == 2
     assert "--model needs the package 'onnx': pip install 'hardening[onnx]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent", "detect.near.input: the model has no input {!r}; it takes"),
+        ("words", "detect.near.input: {!r} "),
+        ("shared", "detect.near.input: {!r} is one for all rows: an input with a row for each is needed"),
+        ("x", None),
+        ("ids", None),
+        ("flags", None),
+    ],
+)
+def test_near_duplicates_need_an_input_of_numbers(
+    name: str, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command and by `wrap`; what is one for all rows, the session alone knows."""
+    inputs = {
+        "x": (T.FLOAT, ["N", 8]),
+        "ids": (T.INT64, ["N", 3]),
+        "flags": (T.BOOL, ["N"]),
+        "words": (T.STRING, ["N"]),
+        "shared": (T.FLOAT, [4]),
+    }
+    model = tmp_path / "m.onnx"
+    built = build([*HEAD, node("Softmax", "z", "p")], {"p": TAILS["softmax"][1]}, WEIGHTS, inputs)
+    model.write_bytes(built.SerializeToString())
+    policy = checked(model)
+    policy.write_text(f'{policy.read_text()}[detect]\nnear = {{input = "{name}", span = 1.0}}\n')
+    fits = main(["check", str(policy), "--model", str(model)]) == 0
+    out = capsys.readouterr().out.replace('"', "'")
+    assert fits == (said is None or name == "shared")
+    if said is None:
+        hardening_onnx.wrap(str(model), hardening.load_policy(policy)).guard.close()
+        return
+    with pytest.raises(hardening.ConfigError) as caught:
+        hardening_onnx.wrap(str(model), hardening.load_policy(policy))
+    assert said.format(name) in str(caught.value)
+    assert fits or said.format(name) in out
