@@ -26,6 +26,7 @@ from hardening.ledger.amounts import RUNGS
 from hardening.policy import ClientRules, Response, Step
 from hardening.transforms import TRANSFORMS
 from tests.clients import crowd
+from tests.keys import fixed_key
 from tests.ledger.server import DURABLE, Server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -88,6 +89,7 @@ def test_every_tier_of_the_policy_fits_its_classes() -> None:
 
 
 def test_the_policy_hardens(tmp_path: Path) -> None:
+    fixed_key(tmp_path)
     (tmp_path / "policy.toml").write_text(POLICY.read_text())
     usual = dataclasses.replace(crowd.digits().baseline, output="probabilities")
     (tmp_path / "baseline.json").write_text(usual.to_json())
@@ -137,6 +139,7 @@ def test_wrap_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     x = x.astype("f4")
     names = np.array(["setosa", "versicolor", "virginica"])[y]
     converted = to_onnx(LogisticRegression(max_iter=500).fit(x, names), x[:1])
+    fixed_key(tmp_path)
     (tmp_path / "iris.onnx").write_bytes(converted.SerializeToString())
     model, policy = str(tmp_path / "iris.onnx"), str(tmp_path / "iris.toml")
     assert main(["init", model, "-o", policy]) == 0
@@ -170,7 +173,7 @@ def test_shared_ledger(kind: str, tmp_path: Path) -> None:
             assert re.fullmatch(r"\d+ bits in all, of 10000", last)
     finally:
         if server:
-            server.kill()
+            server.close()
     bits = sum(full) * math.log2(176_851) + sum(labels) * 2.0
     assert 10_000 - 20 < bits <= 10_000
     assert full[0] > 500

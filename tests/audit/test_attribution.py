@@ -26,6 +26,7 @@ from hardening.config import Detect, KeySource, Near, Output, Policy
 from hardening.noise import Key
 from hardening.policy import Response, Step
 from hardening.transforms import Canary, Clip, Gaussian, KRandomisedResponse, LabelOnly, Project, Transform, Types
+from tests.keys import fixed_key
 
 TIERS: dict[str, tuple[Transform, ...]] = {
     "labels": (Canary(rate=0.02), LabelOnly()),
@@ -44,12 +45,8 @@ class World:
         made = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(self.x[::2], self.y[::2])
         self.scores = made.predict_proba(self.asked)
         self.own = self.scores.argmax(axis=1)
-        file = root / "hardening.key"
-        if not file.exists():
-            file.write_text(Key(1, "chacha20", bytes(range(32))).format())
-            file.chmod(0o600)
         rules = Output("simplex", {"normal": TIERS[tier]})
-        self.policy = Policy({"p": rules}, key=KeySource("file:hardening.key"), root=root)
+        self.policy = Policy({"p": rules}, key=fixed_key(root), root=root)
 
     def answers(self, client: str) -> NDArray[np.float64]:
         with hardening.Guard(self.policy, "digest") as guard:

@@ -16,7 +16,7 @@ from hardening.ledger import Budget, LedgerRules
 from hardening.testing import RecordingSink
 from hardening.transforms import LabelOnly, Types
 from hardening.types import Identity
-from tests.ledger.server import DURABLE, FORGETFUL, Server
+from tests.ledger.server import DURABLE, FORGETFUL, PATIENCE, Server
 
 TIERS = {"normal": (Types(n=100),), "label": (LabelOnly(),)}
 NORMAL, LABEL = math.log2(176851), 2.0
@@ -25,7 +25,9 @@ P = np.random.default_rng(0).dirichlet(np.ones(4), 4).astype("f4")
 
 def policy(url: str, root: Path, bits: float = 2000.0, on_exhausted: str = "deny", **rules: str) -> Policy:
     budgets = {"credential": Budget(bits=bits, on_exhausted=on_exhausted), "model": Budget(bits=1e9)}
-    return Policy({"p": Output("simplex", TIERS)}, budgets=budgets, ledger=LedgerRules(url, **rules), root=root)  # type: ignore[arg-type]
+    return Policy(
+        {"p": Output("simplex", TIERS)}, budgets=budgets, ledger=LedgerRules(url, timeout=PATIENCE, **rules), root=root
+    )  # type: ignore[arg-type]
 
 
 def exhaust(guard: hardening.Guard, client: str, seed: int = 0) -> tuple[int, int]:
@@ -115,7 +117,7 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path) -> None:
         with hardening.Guard(rules) as guard:
             spent = guard.standing("alice").bits
     finally:
-        server.kill()
+        server.close()
     assert spent >= (len(before) + full) * NORMAL * (1 - 1e-6)
     assert (len(before) + full) * NORMAL <= 500.0
 
@@ -130,7 +132,7 @@ def test_a_server_that_forgets_is_refused_unless_it_is_said(tmp_path: Path) -> N
             guard.harden({"p": P}, client="alice")
         assert "ledger-not-durable" in [e.kind for e in sink.events]
     finally:
-        server.kill()
+        server.close()
 
 
 def test_passwords_come_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +144,6 @@ def test_passwords_come_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert guard.standing("alice").bits == pytest.approx(4 * NORMAL, rel=1e-6)
             assert "sesame" not in repr(vars(guard))
     finally:
-        server.kill()
+        server.close()
     with pytest.raises(ConfigError, match=r"ledger.password: the environment variable NOT_THERE"):
         hardening.Guard(policy(server.url, tmp_path, password="env:NOT_THERE"))

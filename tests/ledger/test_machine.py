@@ -246,7 +246,7 @@ class Forgetful(Replicas):
 
 
 def run(machine: type[Replicas], examples: int) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
 @pytest.mark.parametrize("machine", [Replicas, Open, Forgetful])

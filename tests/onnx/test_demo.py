@@ -20,15 +20,26 @@ from hardening.errors import ModelError
 TIERS = ["normal", "suspect", "label"]
 
 
-def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hardening", "demo", "--seconds", "10", *arguments]
-    environment = os.environ | {"COLUMNS": "100"}
+#: The demo with a clock that stands, so that on a busy machine it asks no less than on others: copies from fewer
+#: answers are too much alike to tell apart.
+UNHURRIED = """
+import sys, types
+from hardening.cli import main
+from hardening_onnx.demo import questions
+questions.time = types.SimpleNamespace(monotonic=lambda: 0.0)
+sys.exit(main())
+"""
+
+
+def demo(*arguments: str, program: tuple[str, str] = ("-m", "hardening")) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *program, "demo", *arguments]
+    environment = os.environ | {"COLUMNS": "100", "OPENBLAS_NUM_THREADS": "1"}  # or it would begin anew with this
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    result = demo("--json", "--seed", "3")
+    result = demo("--seconds", "10", "--json", "--seed", "3", program=("-c", UNHURRIED))
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -87,7 +98,8 @@ def test_attacks(told: dict[str, Any]) -> None:
 def test_repeats(told: dict[str, Any]) -> None:
     repeats = told["repeats"]
     assert repeats["times"] == [1, 4, 16, 64]
-    assert repeats["fresh"][0] / repeats["fresh"][-1] == pytest.approx(8, rel=0.15)
+    # Of 1800 free errors each: outside with chance 1e-12, by the F distribution of the ratio of their squares.
+    assert repeats["fresh"][0] / repeats["fresh"][-1] == pytest.approx(8, rel=0.18)
     assert repeats["keyed"][0] / repeats["keyed"][-1] == pytest.approx(1, abs=1e-5)
 
 
@@ -119,7 +131,7 @@ def test_alarms(told: dict[str, Any]) -> None:
 
 
 def test_text_fits_and_ends_with_the_next_steps() -> None:
-    result = demo()
+    result = demo("--seconds", "5")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
@@ -142,14 +154,24 @@ def test_without_magika_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
         models.find_magika()
 
 
-def test_files_are_the_same_for_the_same_seed_and_folders_are_not_shared() -> None:
+def test_files_are_the_same_for_the_same_seed_and_folders_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In folders that nobody else writes to; those of this machine may change from one look to the next."""
+    assert all(root.is_dir() for root in files.roots())
+    rng = np.random.default_rng(0)
+    for folder in range(20):
+        (tmp_path / str(folder)).mkdir()
+        for kind in range(16):
+            (tmp_path / str(folder) / f"file.{kind}").write_bytes(rng.bytes(300))
+    monkeypatch.setattr(files, "roots", lambda: [tmp_path])
     one, two, other = files.collect(5, 60, 20), files.collect(5, 60, 20), files.collect(6, 60, 20)
+    assert (len(one.pool), len(one.held_out)) == (60, 16)  # one of each kind at most is held out
     assert one.pool == two.pool
     assert np.array_equal(one.held_out_inputs, two.held_out_inputs)
     assert one.pool != other.pool
     assert not {p.parent for p in one.pool} & {p.parent for p in one.held_out}
-    allowed = files.roots()
-    assert all(any(root in path.parents for root in allowed) for path in one.pool)
+    assert all(tmp_path in path.parents for path in one.pool)
 
 
 def test_encoding_matches_the_documented_windows(tmp_path: Path) -> None:
