@@ -1,4 +1,4 @@
-"""A policy's budgets: the ledger that keeps them, and the one thing that gives more, a grant."""
+"""A policy's books: the ledger that keeps budgets, and the one thing that gives more, a grant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hardening.config import Policy
 from hardening.errors import ConfigError, InputError
 from hardening.events import LogSink
 from hardening.keys import read_reference
-from hardening.ledger import Account, Cost, Ledger, open_ledger
+from hardening.ledger import Account, Cost, Ledger, open_ledger, open_store
+from hardening.ledger.store import Store
 from hardening.types import Clock, Sink
 
 _LONGEST_REASON = 500
@@ -17,10 +18,24 @@ _LONGEST_REASON = 500
 
 def open_budgets(policy: Policy, sink: Sink, clock: Clock = time.time) -> Ledger:
     """The ledger over the books that `policy` names. Raises ConfigError."""
+    said = _password(policy)
+    return open_ledger(policy.ledger, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock)
+
+
+def open_kept(policy: Policy) -> Store | None:
+    """The same books, for what is kept of clients; None where they would be gone with the process. Raises ConfigError.
+
+    A connection of its own: whoever waits for a lease does not wait for this.
+    """
+    if policy.ledger.place.backend == "memory":
+        return None
+    return open_store(policy.ledger, root=policy.root, password=_password(policy))
+
+
+def _password(policy: Policy) -> str | None:
     rules = policy.ledger
     password = read_reference(rules.password, policy.root, "ledger.password") if rules.password else None
-    said = None if password is None else password.decode(errors="replace").strip()
-    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock)
+    return None if password is None else password.decode(errors="replace").strip()
 
 
 def granted(policy: Policy, client: str, rung: str, bits: float, rho: float, reason: str) -> tuple[Account, Cost]:

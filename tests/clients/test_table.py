@@ -187,15 +187,15 @@ def test_what_is_kept_of_a_client_outlives_the_process() -> None:
     first.slot("alice")
     fold(first, flat(), np.zeros(40), asked)
     second.slot("bob")
-    second.adopt("alice", first.state("alice"))
-    second.adopt("alice", first.state("nobody"))
+    kept = first.pack(first.own(0))
+    second.adopt(second.slot("alice"), [second.unpack(kept)])
+    second.adopt(second.slot("alice"), [second.unpack(kept)])  # replaces what was adopted before
     assert second.standing("alice", "t") == first.standing("alice", "t")
     assert second.standing("alice", "t").suspicion > 0
     assert second.names() == ("bob", "alice")
-    kept = first.state("alice")
-    for wrong in (b"abc", kept[:-1], bytes(8) + kept[8:]):
-        with pytest.raises(ValueError, match="client 'alice' is no state of a client, or of another version"):
-            second.adopt("alice", wrong)
+    for wrong in (b"", b"abc", kept[:-1], bytes(8) + kept[8:], kept[:8]):
+        with pytest.raises(ValueError, match="is no state of a client, or of another version"):
+            second.unpack(wrong)
 
 
 def test_a_guard_that_is_given_a_baseline_gathers_evidence(tmp_path: Path) -> None:

@@ -1,0 +1,262 @@
+"""One process among those that served the same clients: what it saw is kept in the ledger, and what the others saw there
+is held against its clients as well.
+
+Every replica keeps one row of a client, all of it anew whenever something was added, and reads those of the others. So
+writing twice changes nothing, and no contribution counts twice. Rows of replicas that died are folded into one, which
+first takes from them the right to write: one that was only asleep is told so, and goes on under another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardening.clients import Clients
+from hardening.clients.evidence import suspicion
+from hardening.clients.table import merge
+from hardening.errors import LedgerError
+from hardening.ledger.store import BATCH, FORGET, Fold, Slot, Store
+from hardening.types import Clock
+
+#: Seconds between two attempts to reach a store that failed: the first pause and the longest.
+PAUSES = 0.1, 5.0
+T = TypeVar("T")
+
+
+class Replica:
+    """Keeps what `clients` has gathered.
+
+    Args:
+        store: where it is kept; closed by `close`.
+        clients: the table.
+        scope: what tells apart tables that share a store: evidence is about one model.
+        lifetime: seconds without a sign of life after which others take this replica for dead; a whole number.
+        levels: suspicions, ascending, that are written down at once when they are reached.
+        false_alarm: what a suspicion is measured by.
+        tell: emits an event: kind, client, evidence.
+        clock: seconds since the epoch. monotonic: seconds on a clock that nobody sets.
+
+    Events: ``evidence-unreachable``, ``evidence-back``; ``evidence-unreadable`` where another version of this library
+    kept something, which is left as it is; ``evidence-lost`` if others took this process for dead.
+
+    Safe to share between threads. Requests wait for the store at the first sight of a client (`meet`), and not while it
+    is known to be down; the rest is for a thread of its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clients: Clients,
+        scope: str,
+        lifetime: int,
+        levels: Sequence[float],
+        false_alarm: float,
+        tell: Callable[..., None],
+        clock: Clock,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._store, self._clients, self._lifetime = store, clients, lifetime
+        self._scope = hashlib.blake2b(scope.encode(), digest_size=8).hexdigest()
+        self._levels, self._false_alarm = np.array([*levels, math.inf]), false_alarm
+        self._tell, self._clock, self._monotonic = tell, clock, monotonic
+        self._closed = self._unreadable = False
+        self._talking = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        count = self._clients.pooled + 1
+        self._name, self._number, self._known, self._heard = secrets.token_hex(16), 0, False, self._clock()
+        self._written = np.zeros_like(self._clients.counters())
+        self._next = np.full(count, self._levels[0])  # suspicion at which each is written down at once
+        self._met = np.zeros(count, bool)
+        self._digests = np.zeros(count, np.int64)  # of what others kept
+        self._strange = np.zeros(count, np.int64)  # how many of these cannot be read, or are our own
+        self._untidy: set[int] = set()
+        self.up, self._retry_at, self._pause = True, -math.inf, PAUSES[0]
+
+    def begin_again(self) -> None:
+        """In a process just forked: what was seen so far is the parent's to write down, and so is the connection."""
+        self._store.abandon()
+        self._talking = threading.Lock()
+        self._clients.divide()
+        self._begin()
+
+    def close(self) -> None:
+        """Write down everything, and say that there will be no more."""
+        self._retry_at = -math.inf
+        self.write(np.flatnonzero(self._different()))
+        self.tidy()
+        with self._talking:
+            self._closed = True
+            if self._known and self._may_try():
+                self._try(lambda: self._store.end(self._name))
+            self._store.close()
+
+    # On the request path
+
+    def meet(self, client: str, slot: int) -> None:
+        """Read what others saw of `client`, unless that was done, or the store is down: then `glance` does it."""
+        if self._met[slot] or not self.up:
+            return
+        with self._talking:
+            if not self._met[slot] and self.up and not self._closed:
+                self._read([slot])
+
+    def urgent(self, slot: int, suspicion: float) -> bool:
+        """Whether the client at `slot` has reached a level that is not written down."""
+        return bool(suspicion >= self._next[slot])
+
+    # Off it
+
+    def glance(self) -> None:
+        """Write down whoever has reached a level, and read whoever was met while the store was down."""
+        found = suspicion(self._clients.evidence(), self._false_alarm)
+        reached = np.flatnonzero(found >= self._next)
+        if len(reached):
+            different = self._different()[reached]
+            self.write(reached[different])
+            others = reached[~different]  # by what others saw, and have written down
+            self._next[others] = self._level(found[others])
+        self._in_batches([slot for slot in self._used() if not self._met[slot]], self._read)
+
+    def tick(self) -> None:
+        """Write down what is new, or a sign of life; read what is new of every client; fold what dead replicas left."""
+        changed = np.flatnonzero(self._different())
+        self.write(changed)
+        if self._known and not len(changed):
+            with self._talking:
+                if self._may_try():
+                    self._keep([])
+        self._in_batches(self._used(), self._read)
+        self.tidy()
+
+    def write(self, slots: Iterable[int]) -> None:
+        """Write down what this replica saw of the clients at `slots`."""
+        self._in_batches([int(slot) for slot in slots], self._keep)
+
+    def tidy(self) -> None:
+        """Fold what several dead replicas kept of clients that were read."""
+        with self._talking:
+            slots = sorted(self._untidy)
+        self._in_batches(slots, self._fold)
+
+    def _in_batches(self, slots: Sequence[int], work: Callable[[Sequence[int]], bool]) -> None:
+        for start in range(0, len(slots), BATCH):
+            with self._talking:
+                if self._closed or not self._may_try() or not work(slots[start : start + BATCH]):
+                    return
+
+    def _used(self) -> Sequence[int]:
+        """Slots with an account, and the pooled one once it may be used."""
+        count = len(self._clients.names())
+        return range(count + (count == self._clients.pooled))
+
+    def _different(self) -> NDArray[np.bool_]:
+        """Which rows are not as they were written down."""
+        found: NDArray[np.bool_] = (self._clients.counters() != self._written).any(axis=1)
+        return found
+
+    def _level(self, reached: Any) -> Any:
+        """The level that comes after a suspicion."""
+        return self._levels[np.searchsorted(self._levels, reached, "right")]
+
+    def _key(self, slot: int) -> str:
+        return f"{self._scope}:{self._clients.name(slot)}"
+
+    # The store: call with `_talking` held; each says whether it could be had
+
+    def _keep(self, slots: Sequence[int]) -> bool:
+        rows = [self._clients.own(slot) for slot in slots]
+        packed = {self._key(slot): self._clients.pack(row) for slot, row in zip(slots, rows, strict=True)}
+        self._number += 1
+        status = self._try(
+            lambda: self._store.keep(self._name, self._number, packed, self._lifetime, self._known),
+        )
+        if status == "forgotten" and abs(self._clock() - self._heard) < FORGET / 2:
+            self._known, self._written[:], self._next[:] = False, 0, self._levels[0]  # it will be told again
+        elif status in ("ended", "forgotten"):
+            self._resign()
+        if status != "kept":
+            return False
+        self._known, self._heard = True, self._clock()
+        for slot, row in zip(slots, rows, strict=True):
+            self._written[slot] = np.frombuffer(row.tobytes(), np.uint64)[: self._written.shape[1]]
+            self._next[slot] = self._level(self._clients.suspicion_at(slot, self._false_alarm))
+        return True
+
+    def _resign(self) -> None:
+        """Somebody took this replica for dead and folded what it kept. What it had not written down yet is lost."""
+        self._tell("evidence-lost", "", seconds=round(self._clock() - self._heard, 3))
+        self._clients.divide()
+        self._begin()
+
+    def _read(self, slots: Sequence[int]) -> bool:
+        found = self._try(lambda: self._store.kept([*map(self._key, slots)]))
+        if found is None:
+            return False
+        for slot, kept in zip(slots, found, strict=True):
+            digest = hash(tuple(sorted((s.replica, s.row) for s in kept if s.replica != self._name)))
+            if digest != self._digests[slot]:
+                rows = self._readable(slot, kept)
+                self._clients.adopt(slot, [*rows.values()])
+                self._digests[slot] = digest
+                self._strange[slot] = len(kept) - len(rows)
+            if sum(s.dead for s in kept) > 1 + self._strange[slot]:
+                self._untidy.add(slot)
+            self._met[slot] = True
+        return True
+
+    def _readable(self, slot: int, kept: Sequence[Slot]) -> dict[str, Any]:
+        """Rows that others kept, by replica; what another version kept is left out."""
+        rows = {}
+        for replica, _, packed in kept:
+            if replica != self._name:
+                try:
+                    rows[replica] = self._clients.unpack(packed)
+                except ValueError as problem:
+                    if not self._unreadable:
+                        self._unreadable = True
+                        self._tell("evidence-unreadable", self._clients.name(slot), problem=str(problem))
+        return rows
+
+    def _fold(self, slots: Sequence[int]) -> bool:
+        found = self._try(lambda: self._store.kept([*map(self._key, slots)]))
+        if found is None:
+            return False
+        folds = []
+        for slot, kept in zip(slots, found, strict=True):
+            rows = self._readable(slot, [s for s in kept if s.dead])
+            if len(rows) > 1:
+                row = self._clients.pack(merge(np.array([*rows.values()])))
+                folds.append(Fold(self._key(slot), tuple(rows), secrets.token_hex(16), row))
+        if folds and self._try(lambda: [self._store.fold(folds)]) is None:
+            return False
+        self._untidy.difference_update(slots)
+        return True
+
+    def _may_try(self) -> bool:
+        return self.up or self._monotonic() >= self._retry_at
+
+    def _try(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, or None if the store cannot be had."""
+        try:
+            result = work()
+        except Exception as problem:
+            if self.up:
+                self.up, self._pause = False, PAUSES[0]
+                cause = problem.cause if isinstance(problem, LedgerError) else "unreachable"
+                self._tell("evidence-unreachable", "", cause=cause, problem=f"{type(problem).__name__}: {problem}")
+            self._retry_at = self._monotonic() + self._pause
+            self._pause = min(2 * self._pause, PAUSES[1])
+            return None
+        if not self.up:
+            self.up = True
+            self._tell("evidence-back", "")
+        return result
