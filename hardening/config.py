@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from hardening.errors import ConfigError
 from hardening.ledger import Budget, LedgerRules
-from hardening.ledger.amounts import RUNGS
+from hardening.ledger.amounts import RUNGS, milliseconds
 from hardening.pipeline import Pipeline
 from hardening.policy import DENY, ClientRules, Response
 from hardening.references import Auth, KeySource, Tls
@@ -94,12 +94,20 @@ class Detect:
         baseline: file that `hardening calibrate` wrote, relative to the policy; without one nobody is ever suspected.
         false_alarm: chance that an ordinary client ever reaches a suspicion of 1, however much it asks; s: its s-th
             power.
+        every: how often, such as ``1m``, evidence is written to the ledger and all clients together are looked at.
     """
 
     baseline: str | None = None
     false_alarm: float = 1e-4
+    every: str = "1m"
 
     def __post_init__(self) -> None:
+        try:
+            often = milliseconds(self.every)
+        except ValueError as problem:
+            raise ConfigError("detect.every", str(problem)) from None
+        if often > milliseconds("1d"):
+            raise ConfigError("detect.every", f"must be a day at most, not {self.every!r}")
         if not 1e-12 <= self.false_alarm <= 0.1:
             raise ConfigError("detect.false_alarm", f"must be between 1e-12 and 0.1, not {self.false_alarm!r}")
 

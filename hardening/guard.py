@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
-from hardening.budgets import open_budgets
+from hardening.budgets import open_budgets, open_kept
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.config import Policy
 from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key
-from hardening.ledger import Ledger
+from hardening.ledger import Ledger, forks
 from hardening.program import Task
 from hardening.recent import Recent, layout_of
-from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
+from hardening.types import Alarm, Clock, Decision, Event, Identity, Sink, Standing
+from hardening.watch import Watch
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
 _NAMES = (str, Identity)
@@ -65,11 +66,11 @@ def as_client(client: str | Identity) -> Iterator[None]:
         _client.reset(token)
 
 
-def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
-    """What ordinary clients ask, by output, as kernels read it."""
+def _baseline(policy: Policy) -> Baseline | None:
+    """What ordinary clients ask."""
     name = policy.detect.baseline
     if name is None:
-        return {}
+        return None
     try:
         text = (policy.root / name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
@@ -77,7 +78,7 @@ def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
     baseline = Baseline.from_json(text, "detect.baseline")
     if baseline.output not in policy.outputs:
         raise ConfigError("detect.baseline", f"is of the output {baseline.output!r}, which the policy does not name")
-    return {baseline.output: baseline.numbers()}
+    return baseline
 
 
 class Guard:
@@ -106,7 +107,9 @@ class Guard:
     ) -> None:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
-        self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
+        baseline = _baseline(policy)
+        numbers = {} if baseline is None else {baseline.output: baseline.numbers()}
+        self._programs = Programs(policy, key, model_digest or "", numbers)
         self._clients = Clients(CAPACITY)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
@@ -126,6 +129,11 @@ class Guard:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled
             self._admission = Admission(policy, model_digest or "", ledger, suspects, pooled, self._tell, clock)
+        self._watch: Watch | None = None
+        if baseline is not None:
+            kept = open_kept(policy)
+            self._watch = Watch(policy, self._clients, baseline, kept, model_digest or "", self._tell, clock)
+            forks.watch(self)
 
     def __enter__(self) -> Guard:
         return self
@@ -138,11 +146,23 @@ class Guard:
         self._recent = Recent()
         self.released = frozenset()
         self._decisions.clear()
+        if self._watch is not None:
+            self._watch.close()
         if self._admission is not None:
             self._admission.close()
         self._sink.close()
 
+    def begin_again(self) -> None:
+        """In a process just forked: nobody has been met there."""
+        self._decisions.clear()
+        if self._admission is not None:
+            self._admission.forget()
+        if self._watch is not None:
+            self._watch.begin_again()
+
     def _suspicion(self, client: str) -> float:
+        if self._watch is not None:
+            return self._watch.suspicion(client)
         return self._clients.suspicion(client, self.policy.detect.false_alarm)
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,6 +194,10 @@ class Guard:
         standings = {name: self.standing(name) for name in self._clients.names()}
         pooled = self.standing(POOLED)
         return standings | ({POOLED: pooled} if pooled.queries else {})
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Groups of clients that seem to be one attack, as of the last look at all of them (``detect.every``)."""
+        return () if self._watch is None else self._watch.alarms
 
     def admit(self, client: str | Identity | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.
@@ -222,6 +246,8 @@ class Guard:
         if slot == self._clients.pooled and not self._pooling:
             self._pooling = True
             self._tell("accounts-pooled", name, capacity=CAPACITY)
+        if self._watch is not None:
+            self._watch.meet(slot)
         return slot
 
     def _tell(self, kind: str, client: str, **evidence: Any) -> None:

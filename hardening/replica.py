@@ -1,5 +1,5 @@
-"""One process among those that served the same clients: what it saw is kept in the ledger, and what the others saw there
-is held against its clients as well.
+"""One process among those that served the same clients: what it saw is kept in the ledger, and what others saw is held
+against its clients as well.
 
 Every replica keeps one row of a client, all of it anew whenever something was added, and reads those of the others. So
 writing twice changes nothing, and no contribution counts twice. Rows of replicas that died are folded into one, which
@@ -67,6 +67,7 @@ class Replica:
         self._levels, self._false_alarm = np.array([*levels, math.inf]), false_alarm
         self._tell, self._clock, self._monotonic = tell, clock, monotonic
         self._closed = self._unreadable = False
+        self._weakness = ""
         self._talking = threading.Lock()
         self._begin()
 
@@ -77,7 +78,7 @@ class Replica:
         self._next = np.full(count, self._levels[0])  # suspicion at which each is written down at once
         self._met = np.zeros(count, bool)
         self._digests = np.zeros(count, np.int64)  # of what others kept
-        self._strange = np.zeros(count, np.int64)  # how many of these cannot be read, or are our own
+        self._strange = np.zeros(count, np.int64)  # how many of these cannot be read
         self._untidy: set[int] = set()
         self.up, self._retry_at, self._pause = True, -math.inf, PAUSES[0]
 
@@ -101,8 +102,8 @@ class Replica:
 
     # On the request path
 
-    def meet(self, client: str, slot: int) -> None:
-        """Read what others saw of `client`, unless that was done, or the store is down: then `glance` does it."""
+    def meet(self, slot: int) -> None:
+        """Read what others saw of the client at `slot`, unless it was read; if the store is down, `glance` does it."""
         if self._met[slot] or not self.up:
             return
         with self._talking:
@@ -124,7 +125,7 @@ class Replica:
             self.write(reached[different])
             others = reached[~different]  # by what others saw, and have written down
             self._next[others] = self._level(found[others])
-        self._in_batches([slot for slot in self._used() if not self._met[slot]], self._read)
+        self._in_batches(np.flatnonzero(~self._met[self._used()]).tolist(), self._read)
 
     def tick(self) -> None:
         """Write down what is new, or a sign of life; read what is new of every client; fold what dead replicas left."""
@@ -134,7 +135,7 @@ class Replica:
             with self._talking:
                 if self._may_try():
                     self._keep([])
-        self._in_batches(self._used(), self._read)
+        self._in_batches(range(len(self._met[self._used()])), self._read)
         self.tidy()
 
     def write(self, slots: Iterable[int]) -> None:
@@ -153,10 +154,10 @@ class Replica:
                 if self._closed or not self._may_try() or not work(slots[start : start + BATCH]):
                     return
 
-    def _used(self) -> Sequence[int]:
+    def _used(self) -> slice:
         """Slots with an account, and the pooled one once it may be used."""
         count = len(self._clients.names())
-        return range(count + (count == self._clients.pooled))
+        return slice(count + (count == self._clients.pooled))
 
     def _different(self) -> NDArray[np.bool_]:
         """Which rows are not as they were written down."""
@@ -202,28 +203,27 @@ class Replica:
         if found is None:
             return False
         for slot, kept in zip(slots, found, strict=True):
-            digest = hash(tuple(sorted((s.replica, s.row) for s in kept if s.replica != self._name)))
+            others = sorted(s for s in kept if s.replica != self._name)
+            digest = hash(tuple((s.replica, s.row) for s in others))
             if digest != self._digests[slot]:
-                rows = self._readable(slot, kept)
+                rows = self._readable(slot, others)
                 self._clients.adopt(slot, [*rows.values()])
-                self._digests[slot] = digest
-                self._strange[slot] = len(kept) - len(rows)
-            if sum(s.dead for s in kept) > 1 + self._strange[slot]:
+                self._digests[slot], self._strange[slot] = digest, len(others) - len(rows)
+            if sum(s.dead for s in others) > 1 + self._strange[slot]:
                 self._untidy.add(slot)
             self._met[slot] = True
         return True
 
     def _readable(self, slot: int, kept: Sequence[Slot]) -> dict[str, Any]:
-        """Rows that others kept, by replica; what another version kept is left out."""
+        """Rows that were kept, by replica; what another version kept is left out."""
         rows = {}
         for replica, _, packed in kept:
-            if replica != self._name:
-                try:
-                    rows[replica] = self._clients.unpack(packed)
-                except ValueError as problem:
-                    if not self._unreadable:
-                        self._unreadable = True
-                        self._tell("evidence-unreadable", self._clients.name(slot), problem=str(problem))
+            try:
+                rows[replica] = self._clients.unpack(packed)
+            except ValueError as problem:
+                if not self._unreadable:
+                    self._unreadable = True
+                    self._tell("evidence-unreadable", self._clients.name(slot), problem=str(problem))
         return rows
 
     def _fold(self, slots: Sequence[int]) -> bool:
@@ -232,11 +232,11 @@ class Replica:
             return False
         folds = []
         for slot, kept in zip(slots, found, strict=True):
-            rows = self._readable(slot, [s for s in kept if s.dead])
+            rows = self._readable(slot, [s for s in kept if s.dead and s.replica != self._name])
             if len(rows) > 1:
                 row = self._clients.pack(merge(np.array([*rows.values()])))
                 folds.append(Fold(self._key(slot), tuple(rows), secrets.token_hex(16), row))
-        if folds and self._try(lambda: [self._store.fold(folds)]) is None:
+        if folds and self._try(lambda: self._store.fold(folds)) is None:
             return False
         self._untidy.difference_update(slots)
         return True
@@ -259,4 +259,7 @@ class Replica:
         if not self.up:
             self.up = True
             self._tell("evidence-back", "")
+        if self._store.weakness != self._weakness:
+            self._weakness = self._store.weakness
+            self._tell("ledger-not-durable", "", problem=self._weakness, durability="best-effort")
         return result

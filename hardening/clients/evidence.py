@@ -115,7 +115,7 @@ class Bettors:
 
 
 def log_evidence(wealth: Any, restarts: Any) -> NDArray[np.float64]:
-    """Logarithm of an e-process: the present bettor's wealth times what it owns of the stake, and what nobody staked."""
+    """Logarithm of an e-process: the present bettor's wealth times what it owns of the stake, and what is unstaked."""
     j = np.asarray(restarts, np.float64)
     return np.asarray(np.logaddexp(np.asarray(wealth, np.float64) - np.log((j + 1) * (j + 2)), -np.log(j + 2)))
 

@@ -177,12 +177,10 @@ class Clients:
         return np.frombuffer(packed, self._rows.dtype)[0]
 
     def adopt(self, slot: int, rows: Sequence[Any]) -> None:
-        """`rows` are all that others saw of the client at `slot`, each replica's once; they replace what was adopted
-        before."""
+        """`rows` are all that others saw of the client at `slot`, each replica's once, in place of what they were."""
         if len(rows) or len(self._others):
-            self._adopt(
-                slice(slot, slot + 1), merge(np.array([[row] for row in rows or [np.zeros((), self._rows.dtype)]]))
-            )
+            seen = merge(np.array([*rows, np.zeros((), self._rows.dtype)]))
+            self._adopt(slice(slot, slot + 1), seen.reshape(1))
 
     def _adopt(self, part: slice, seen: NDArray[Any]) -> None:
         if not len(self._others):

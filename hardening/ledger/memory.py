@@ -84,8 +84,9 @@ class MemoryStore:
                 for client in clients
             ]
 
-    def fold(self, folds: Sequence[Fold]) -> None:
+    def fold(self, folds: Sequence[Fold]) -> int:
         with self._lock:
+            done = 0
             for client, replicas, into, row in folds:
                 rows = self._rows.get(client, {})
                 if all(replica in rows and self._dead(replica) for replica in replicas):
@@ -94,6 +95,8 @@ class MemoryStore:
                         if replica in self._alive:
                             self._alive[replica] = 0, -math.inf
                     rows[into] = row
+                    done += 1
+            return done
 
     def _dead(self, replica: str) -> bool:
         return self._alive.get(replica, (0, -math.inf))[1] < self._clock()

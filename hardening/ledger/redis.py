@@ -116,11 +116,11 @@ class RedisStore:
             for flat in found
         ]
 
-    def fold(self, folds: Sequence[Fold]) -> None:
+    def fold(self, folds: Sequence[Fold]) -> int:
         arguments: list[Any] = [KEEPER, self._now(), FORGET]
         for fold in folds:
             arguments += fold.into, _text(fold.row), len(fold.replicas), *fold.replicas
-        self._with(lambda: self._run(FOLD, [CLIENT + fold.client for fold in folds], arguments))
+        return int(self._with(lambda: self._run(FOLD, [CLIENT + fold.client for fold in folds], arguments)))
 
     def end(self, replica: str) -> None:
         self._with(lambda: self._call("HSET", KEEPER + replica, "ended", 1))

@@ -125,9 +125,9 @@ class SqliteStore:
                 found.append([Slot(replica, bool(dead), row) for replica, dead, row in rows])
             return found
 
-    def fold(self, folds: Sequence[Fold]) -> None:
+    def fold(self, folds: Sequence[Fold]) -> int:
         with self._transaction() as sql:
-            now = int(self._clock())
+            now, done = int(self._clock()), 0
             for client, replicas, into, row in folds:
                 dead = {replica for replica, dead, _ in sql.execute(_SLOTS, (now, client)) if dead}
                 if dead.issuperset(replicas):
@@ -135,6 +135,8 @@ class SqliteStore:
                     sql.executemany("UPDATE keepers SET ended = 1 WHERE replica = ?", each)
                     sql.executemany("DELETE FROM kept WHERE client = ? AND replica = ?", [(client, *e) for e in each])
                     sql.execute("INSERT INTO kept VALUES (?, ?, ?)", (client, into, row))
+                    done += 1
+            return done
 
     def end(self, replica: str) -> None:
         with self._transaction() as sql:

@@ -97,8 +97,8 @@ class Store(Protocol):
     def kept(self, clients: Sequence[str]) -> list[list[Slot]]:
         """What all replicas keep of each of `clients`. One round trip."""
 
-    def fold(self, folds: Sequence[Fold]) -> None:
-        """Put one row in place of several, durably, in one round trip.
+    def fold(self, folds: Sequence[Fold]) -> int:
+        """Put one row in place of several, durably, in one round trip; how often that was done.
 
         Each fold is done wholly, or not at all if one of its replicas is alive, or keeps nothing any more. None of them
         can keep anything from now on.
