@@ -232,10 +232,12 @@ class Replica:
             return False
         folds = []
         for slot, kept in zip(slots, found, strict=True):
-            rows = self._readable(slot, [s for s in kept if s.dead and s.replica != self._name])
+            dead = {s.replica: s.row for s in kept if s.dead and s.replica != self._name}
+            rows = self._readable(slot, [s for s in kept if s.replica in dead])
             if len(rows) > 1:
                 row = self._clients.pack(merge(np.array([*rows.values()])))
-                folds.append(Fold(self._key(slot), tuple(rows), secrets.token_hex(16), row))
+                before = {replica: dead[replica] for replica in rows}
+                folds.append(Fold(self._key(slot), before, secrets.token_hex(16), row))
         if folds and self._try(lambda: self._store.fold(folds)) is None:
             return False
         self._untidy.difference_update(slots)

@@ -87,10 +87,10 @@ class MemoryStore:
     def fold(self, folds: Sequence[Fold]) -> int:
         with self._lock:
             done = 0
-            for client, replicas, into, row in folds:
+            for client, before, into, row in folds:
                 rows = self._rows.get(client, {})
-                if all(replica in rows and self._dead(replica) for replica in replicas):
-                    for replica in replicas:
+                if all(rows.get(replica) == old and self._dead(replica) for replica, old in before.items()):
+                    for replica in before:
                         del rows[replica]
                         if replica in self._alive:
                             self._alive[replica] = 0, -math.inf

@@ -119,7 +119,9 @@ class RedisStore:
     def fold(self, folds: Sequence[Fold]) -> int:
         arguments: list[Any] = [KEEPER, self._now(), FORGET]
         for fold in folds:
-            arguments += fold.into, _text(fold.row), len(fold.replicas), *fold.replicas
+            arguments += fold.into, _text(fold.row), len(fold.rows)
+            for replica, row in fold.rows.items():
+                arguments += replica, _text(row)
         return int(self._with(lambda: self._run(FOLD, [CLIENT + fold.client for fold in folds], arguments)))
 
     def end(self, replica: str) -> None:

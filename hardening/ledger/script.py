@@ -161,17 +161,17 @@ return reply
 """
 
 #: KEYS: what is kept of each fold's client. ARGV[3]: seconds to remember who is ended; then for each fold its new name,
-#: its row, how many replicas, and these. Returns how many were done.
+#: its row, how many replicas, and of each of these its name and row. Returns how many were done.
 FOLD = f"""{_DEAD}
 local at, done = 4, 0
 for _, key in ipairs(KEYS) do
     local into, row, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-    local there = true
-    for j = at + 3, at + 2 + count do
-        there = there and redis.call('HEXISTS', key, ARGV[j]) == 1 and dead(ARGV[j])
+    local last, there = at + 1 + 2 * count, true
+    for j = at + 3, last, 2 do
+        there = there and redis.call('HGET', key, ARGV[j]) == ARGV[j + 1] and dead(ARGV[j])
     end
     if there then
-        for j = at + 3, at + 2 + count do
+        for j = at + 3, last, 2 do
             redis.call('HDEL', key, ARGV[j])
             if redis.call('EXISTS', ARGV[1] .. ARGV[j]) == 1 then
                 redis.call('HSET', ARGV[1] .. ARGV[j], 'ended', '1')
@@ -181,7 +181,7 @@ for _, key in ipairs(KEYS) do
         redis.call('HSET', key, into, row)
         done = done + 1
     end
-    at = at + 3 + count
+    at = last + 2
 end
 return done
 """

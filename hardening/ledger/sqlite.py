@@ -128,10 +128,10 @@ class SqliteStore:
     def fold(self, folds: Sequence[Fold]) -> int:
         with self._transaction() as sql:
             now, done = int(self._clock()), 0
-            for client, replicas, into, row in folds:
-                dead = {replica for replica, dead, _ in sql.execute(_SLOTS, (now, client)) if dead}
-                if dead.issuperset(replicas):
-                    each = [(replica,) for replica in replicas]
+            for client, before, into, row in folds:
+                dead = {replica: old for replica, dead, old in sql.execute(_SLOTS, (now, client)) if dead}
+                if before.items() <= dead.items():
+                    each = [(replica,) for replica in before]
                     sql.executemany("UPDATE keepers SET ended = 1 WHERE replica = ?", each)
                     sql.executemany("DELETE FROM kept WHERE client = ? AND replica = ?", [(client, *e) for e in each])
                     sql.execute("INSERT INTO kept VALUES (?, ?, ?)", (client, into, row))

@@ -45,10 +45,10 @@ class Slot(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """One row in place of several: `row` is kept under the name `into`, a new one, instead of what `replicas` kept."""
+    """One row in place of several: `row` is kept under the name `into`, a new one, instead of `rows`, by replica."""
 
     client: str
-    replicas: tuple[str, ...]
+    rows: Mapping[str, bytes]
     into: str
     row: bytes
 
@@ -100,8 +100,8 @@ class Store(Protocol):
     def fold(self, folds: Sequence[Fold]) -> int:
         """Put one row in place of several, durably, in one round trip; how often that was done.
 
-        Each fold is done wholly, or not at all if one of its replicas is alive, or keeps nothing any more. None of them
-        can keep anything from now on.
+        Each fold is done wholly, or not at all if one of its replicas is alive, or keeps something else by now. None of
+        them can keep anything from now on.
         """
 
     def end(self, replica: str) -> None:

@@ -60,14 +60,15 @@ def test_folding_takes_the_right_to_write(store: Store, clock: FakeClock) -> Non
         store.keep(name, 1, {"alice": name.encode(), "bob": b"b"}, LIFE, known=False)
     clock.now += LIFE + 1
     store.keep("three", 1, {"alice": b"alive"}, LIFE, known=False)
-    assert store.fold([Fold("alice", ("one", "two"), "sum", b"1+2"), Fold("alice", ("one", "sum"), "no", b"")]) == 1
+    both = Fold("alice", {"one": b"one", "two": b"two"}, "sum", b"1+2")
+    assert store.fold([both, Fold("alice", {"one": b"one", "sum": b"1+2"}, "no", b"")]) == 1
     assert of(store) == {"sum": (True, b"1+2"), "three": (False, b"alive")}
     assert store.keep("one", 2, {"alice": b"late"}, LIFE, known=True) == "ended"
     assert of(store, "bob") == {"one": (True, b"b"), "two": (True, b"b")}
-    assert store.fold([Fold("bob", ("one", "two"), "more", b"2b")]) == 1
+    assert store.fold([both, Fold("bob", {"one": b"b", "two": b"b"}, "more", b"2b")]) == 1
     # A sum is folded like what a dead replica kept.
     store.end("three")
-    assert store.fold([Fold("alice", ("sum", "three"), "all", b"1+2+3")]) == 1
+    assert store.fold([Fold("alice", {"sum": b"1+2", "three": b"alive"}, "all", b"1+2+3")]) == 1
     assert of(store) == {"all": (True, b"1+2+3")}
 
 
@@ -76,8 +77,8 @@ def test_nothing_is_folded_that_lives_or_is_not_there(store: Store, clock: FakeC
     clock.now += LIFE + 1
     store.keep("alive", 1, {"alice": b"2"}, LIFE, known=False)
     before = of(store)
-    for replicas in (("dead", "alive"), ("dead", "gone")):
-        assert store.fold([Fold("alice", replicas, "sum", b"3")]) == 0
+    for rows in ({"dead": b"1", "alive": b"2"}, {"dead": b"1", "gone": b"3"}, {"dead": b"0"}):
+        assert store.fold([Fold("alice", rows, "sum", b"3")]) == 0
     assert of(store) == before
     assert store.keep("dead", 2, {"alice": b"1"}, LIFE, known=True) == "kept"  # nothing was taken from it
 
