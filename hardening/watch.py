@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardening.clients import Baseline, Clients, fleet
 from hardening.clients.evidence import e_benjamini_hochberg, suspicion
-from hardening.clients.fleet import Group, about_the_same
+from hardening.clients.fleet import FEWEST, Group, about_the_same
 from hardening.clients.table import evidence, reasons
 from hardening.config import Policy
 from hardening.ledger.amounts import milliseconds
@@ -30,8 +30,6 @@ from hardening.types import Alarm, Clock
 GLANCE = 1.0
 #: Alarms that are remembered so as not to be told again, and names that one event has.
 REMEMBERED, NAMES = 32, 8
-#: Fewest clients of a group that are linked to each other.
-LEAST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +95,8 @@ class Watch:
         clock: Clock = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        import scipy.special  # noqa: F401  # now: whoever needs it first would keep all others waiting
+
         self._clients, self._baseline, self._tell = clients, baseline, tell
         self._false_alarm, self._every = policy.detect.false_alarm, milliseconds(policy.detect.every) // 1000
         self._clock, self._monotonic = clock, monotonic
@@ -204,7 +204,7 @@ class Watch:
         }
         for how, links in ties.items():
             for members in fleet.clusters(links, 1):
-                if len(members) >= LEAST:
+                if len(members) >= FEWEST:
                     yield f"{len(members)} {how}", np.array(members)
 
     def _alarm(self, group: Group, against: NDArray[np.float64]) -> Alarm:

@@ -26,6 +26,9 @@ STEADY = (Lane.HIGH, Lane.TAIL, Lane.LOW, Lane.COLLAPSE, Lane.DIVERSE, Lane.BOUN
 MARGIN = 4.0
 #: Fewest clients of a group.
 LEAST = 8
+#: Fewest clients of a group that were linked, or are left of another.
+FEWEST = 3
+_LESS = ", less those of other groups"
 #: Clients of a group, evenly spread over it, by whose labels its gap is told.
 _SAMPLE = 1024
 #: Bytes of bitmaps that are looked at together.
@@ -178,22 +181,30 @@ def suspicious(
     linked: Sequence[tuple[str, NDArray[np.intp]]] = (),
 ) -> tuple[Group, ...]:
     """The `most` groups to look into first, by evidence: at most `false_alarm` of all that could be listed are ordinary
-    on average. Looked at are the `cohorts`, and groups by name that were `linked` in another way; of several that are
-    about the same clients, the one with the most evidence is listed.
+    on average. Looked at are the `cohorts`, and groups by name that were `linked` in another way; each without the
+    members of those listed before it, which may be all that there is against it.
     """
     groups = [*cohorts(rows), *linked]
     if not groups:
         return ()
     found, _ = evidence(baseline, pool(rows, [members for _, members in groups]))
     listed = np.flatnonzero(e_benjamini_hochberg(found, false_alarm))
-    chosen: list[int] = []
-    masks: list[NDArray[np.bool_]] = []
-    for i in sorted(listed.tolist(), key=lambda i: -found[i]):
-        members = groups[i][1]
-        if len(chosen) < most and not any(about_the_same(mask, members) for mask in masks):
-            chosen.append(i)
-            masks.append(np.isin(np.arange(len(rows)), members))
-    return tuple(describe(baseline, groups[i][0], rows, groups[i][1]) for i in chosen)
+    left, found = [groups[i] for i in listed], found[listed]
+    level, known, chosen = found.min(initial=np.inf), np.zeros(len(rows), bool), list[Group]()
+    while left and len(chosen) < most:
+        name, members = left[int(found.argmax())]
+        chosen.append(describe(baseline, name, rows, members))
+        known[members] = True
+        left = [_without(known, *group) for group in left]
+        left = [group for group in left if len(group[1]) >= FEWEST]
+        found, _ = evidence(baseline, pool(rows, [members for _, members in left]))
+        left, found = [left[i] for i in np.flatnonzero(found >= level)], found[found >= level]
+    return tuple(chosen)
+
+
+def _without(known: NDArray[np.bool_], name: str, members: NDArray[np.intp]) -> tuple[str, NDArray[np.intp]]:
+    rest = members[~known[members]]
+    return name if len(rest) == len(members) or name.endswith(_LESS) else name + _LESS, rest
 
 
 def about_the_same(mask: NDArray[np.bool_], members: NDArray[np.intp]) -> bool:
@@ -235,17 +246,17 @@ def drawn_together(cells: NDArray[np.uint8], false_alarm: float) -> list[tuple[i
     """Pairs of clients with so many rare cells in common that chance would give any pair as many with a probability of
     at most `false_alarm`; as `clusters` takes them.
 
-    By chance is: each visits as many rare cells as it does, each cell as often as it is. The number in common is then
-    no more spread than Poisson's, whose tail is bounded by Chernoff's.
+    By chance is: a rare cell is visited as often as it is, by whoever visits many cells more likely than by others. The
+    number in common is then no more spread than Poisson's, whose tail is bounded by Chernoff's.
     """
     visitors = list(rare_cells(cells))
     pairs = _shared(visitors)
     if not pairs:
         return []
     count = np.array([len(each) for each in visitors], np.float64)
-    own = np.bincount(np.concatenate(visitors), minlength=len(cells)).astype(np.float64)
+    own = np.bitwise_count(cells).sum(axis=1) / np.bitwise_count(cells).sum()
     who, shared = np.array(list(pairs)), np.array(list(pairs.values()), np.float64)
-    expected = own[who[:, 0]] * own[who[:, 1]] * (count**2).sum() / count.sum() ** 2
+    expected = own[who[:, 0]] * own[who[:, 1]] * (count**2).sum()
     tail = np.where(shared > expected, shared - expected + shared * np.log(expected / shared), 0.0)
     chosen = np.flatnonzero(tail < np.log(false_alarm) - np.log(len(cells) * (len(cells) - 1) / 2))
     return [(int(who[i, 0]), int(who[i, 1]), int(shared[i])) for i in chosen]
