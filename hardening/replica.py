@@ -8,11 +8,12 @@ first takes from them the right to write: one that was only asleep is told so, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ from hardening.errors import LedgerError
 from hardening.ledger.store import BATCH, FORGET, Fold, Slot, Store
 from hardening.types import Clock
 
+#: Clients that are folded in one exchange, and at the end of a process.
+FOLDED, FOLDED_LAST = 32, 1024
 #: Seconds between two attempts to reach a store that failed: the first pause and the longest.
 PAUSES = 0.1, 5.0
 T = TypeVar("T")
@@ -68,7 +71,9 @@ class Replica:
         self._tell, self._clock, self._monotonic = tell, clock, monotonic
         self._closed = self._unreadable = False
         self._weakness = ""
-        self._talking = threading.Lock()
+        #: Set, whatever goes on ends with the present exchange; `close` does what is left to do.
+        self.ending = False
+        self._next_one, self._talking = threading.Lock(), threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -85,16 +90,16 @@ class Replica:
     def begin_again(self) -> None:
         """In a process just forked: what was seen so far is the parent's to write down, and so is the connection."""
         self._store.abandon()
-        self._talking = threading.Lock()
+        self._next_one, self._talking = threading.Lock(), threading.Lock()
         self._clients.divide()
         self._begin()
 
     def close(self) -> None:
         """Write down everything, and say that there will be no more."""
-        self._retry_at = -math.inf
+        self._retry_at, self.ending = -math.inf, False
         self.write(np.flatnonzero(self._different()))
-        self.tidy()
-        with self._talking:
+        self._tidy(sorted(self._untidy)[:FOLDED_LAST])
+        with self._line():
             self._closed = True
             if self._known and self._may_try():
                 self._try(lambda: self._store.end(self._name))
@@ -106,7 +111,7 @@ class Replica:
         """Read what others saw of the client at `slot`, unless it was read; if the store is down, `glance` does it."""
         if self._met[slot] or not self.up:
             return
-        with self._talking:
+        with self._line():
             if not self._met[slot] and self.up and not self._closed:
                 self._read([slot])
 
@@ -123,6 +128,7 @@ class Replica:
         if len(reached):
             different = self._different()[reached]
             self.write(reached[different])
+            self._tidy([slot for slot in reached[different].tolist() if slot in self._untidy])
             others = reached[~different]  # by what others saw, and have written down
             self._next[others] = self._level(found[others])
         self._in_batches(np.flatnonzero(~self._met[self._used()]).tolist(), self._read)
@@ -132,27 +138,38 @@ class Replica:
         changed = np.flatnonzero(self._different())
         self.write(changed)
         if self._known and not len(changed):
-            with self._talking:
+            with self._line():
                 if self._may_try():
                     self._keep([])
         self._in_batches(range(len(self._met[self._used()])), self._read)
-        self.tidy()
+        with self._line():
+            untidy = sorted(self._untidy)
+        self._tidy(untidy)
 
     def write(self, slots: Iterable[int]) -> None:
         """Write down what this replica saw of the clients at `slots`."""
         self._in_batches([int(slot) for slot in slots], self._keep)
 
-    def tidy(self) -> None:
-        """Fold what several dead replicas kept of clients that were read."""
-        with self._talking:
-            slots = sorted(self._untidy)
-        self._in_batches(slots, self._fold)
+    def _tidy(self, slots: Sequence[int]) -> None:
+        """Fold what several dead replicas kept of the clients at `slots`."""
+        self._in_batches(slots, self._fold, FOLDED)
 
-    def _in_batches(self, slots: Sequence[int], work: Callable[[Sequence[int]], bool]) -> None:
-        for start in range(0, len(slots), BATCH):
-            with self._talking:
-                if self._closed or not self._may_try() or not work(slots[start : start + BATCH]):
+    def _in_batches(self, slots: Sequence[int], work: Callable[[Sequence[int]], bool], most: int = BATCH) -> None:
+        for start in range(0, len(slots), most):
+            with self._line():
+                stopped = self._closed or self.ending or not self._may_try()
+                if stopped or not work(slots[start : start + most]):
                     return
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[None]:
+        """Use the store, one after another: whoever waits comes next, not who goes on with the next batch."""
+        with self._next_one:
+            self._talking.acquire()
+        try:
+            yield
+        finally:
+            self._talking.release()
 
     def _used(self) -> slice:
         """Slots with an account, and the pooled one once it may be used."""
@@ -171,7 +188,7 @@ class Replica:
     def _key(self, slot: int) -> str:
         return f"{self._scope}:{self._clients.name(slot)}"
 
-    # The store: call with `_talking` held; each says whether it could be had
+    # The store: call within `_line`; each says whether it could be had
 
     def _keep(self, slots: Sequence[int]) -> bool:
         rows = [self._clients.own(slot) for slot in slots]

@@ -129,6 +129,8 @@ class Watch:
             if self._closed:
                 return
             self._closed = True
+        if self._replica is not None:
+            self._replica.ending = True
         self._bell.set()
         if self._thread is not None:
             self._thread.join()

@@ -66,7 +66,7 @@ def known(url: str) -> tuple[int, int]:
     own = replica(url, clients)
     slot = clients.slot("alice")
     own.meet(slot)
-    own.tidy()
+    own.tick()
     (kept,) = own._store.kept([own._key(slot)])
     own.close()
     return int(clients.row("alice")["queries"]), len(kept)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -499,3 +501,57 @@ def test_what_another_version_kept_is_left_alone(stores: Open, clock: FakeClock)
     (kept,) = stores().kept([strange])
     assert sum(slot.row == b"another version's" for slot in kept) == 3
     assert len(kept) == 5
+
+
+def test_the_end_waits_for_one_exchange_and_not_for_all(clock: FakeClock) -> None:
+    """A process with thousands of clients is told to end in the middle of a look: what it saw is written, once."""
+    process = Process(MemoryStore(clock), clock, capacity=2000)
+    for i in range(2000):
+        process.clients.charge(process.clients.slot(f"client {i}"), 1)
+    store, exchanges = process.replica._store, list[int]()
+
+    class Ending(Unforked):
+        def keep(self, *arguments: Any) -> Kept:
+            exchanges.append(len(arguments[2]))
+            process.replica.ending = True
+            return self._store.keep(*arguments)
+
+    process.replica._store = Ending(store)  # type: ignore[assignment]
+    process.replica.tick()
+    assert len(exchanges) == 1
+    process.replica._store = store
+    process.replica.close()
+    kept = store.kept([process.replica._key(slot) for slot in range(2000)])
+    assert [[slot.dead for slot in slots] for slots in kept] == [[True]] * 2000
+
+
+def test_who_waits_for_the_store_comes_before_the_next_batch(clock: FakeClock) -> None:
+    """A request that meets a client while thousands are written waits for one exchange."""
+    process = Process(MemoryStore(clock), clock, capacity=2000)
+    for i in range(1999):
+        process.clients.charge(process.clients.slot(f"client {i}"), 1)
+    store, met, waiting = process.replica._store, threading.Event(), threading.Event()
+    order = []
+
+    class Slow(Unforked):
+        def keep(self, *arguments: Any) -> Kept:
+            order.append("batch")
+            waiting.set()
+            while len(order) == 1 and not process.replica._next_one.locked():
+                time.sleep(0)  # until the request stands in line
+            return self._store.keep(*arguments)
+
+        def kept(self, clients: Sequence[str]) -> Any:
+            if len(clients) == 1:
+                order.append("request")
+                met.set()
+            return self._store.kept(clients)
+
+    process.replica._store = Slow(store)  # type: ignore[assignment]
+    thread = threading.Thread(target=process.replica.tick)
+    thread.start()
+    assert waiting.wait(60)
+    process.replica.meet(process.clients.slot("new"))
+    assert met.is_set()
+    thread.join()
+    assert order[:3] == ["batch", "request", "batch"]
