@@ -116,8 +116,8 @@ class Replica:
                 self._read([slot])
 
     def urgent(self, slot: int, suspicion: float) -> bool:
-        """Whether the client at `slot` has reached a level that is not written down."""
-        return bool(suspicion >= self._next[slot])
+        """Whether the client at `slot` has reached a level that is not written down, and can be."""
+        return self.up and bool(suspicion >= self._next[slot])
 
     # Off it
 
