@@ -171,6 +171,27 @@ def test_merged_evidence_is_still_an_e_process(replicas: int) -> None:
         assert (highest >= -math.log(alpha)).mean() <= alpha + 3 * math.sqrt(alpha / n)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_many_short_lives_on_the_edge_of_the_null_are_no_evidence(rows: int) -> None:
+    """Each process bets anew, and what all before it saw is folded: whoever looks, whenever, is bound by Ville."""
+    rng, n, mu = np.random.default_rng(rows), 2000, 0.2
+    baseline = flat(
+        mu, HIGH=mu, BOUNDARY=mu, LOW=0.99, TAIL=0.99, DUPLICATE=0.99, COLLAPSE=0.99, DIVERSE=0.99, NOVEL=0.99
+    )
+    highest, key, before = np.full(n, -math.inf), 0, np.zeros(n, accounts.ROW)
+    for _ in range(120 // rows):
+        clients = Clients(n)
+        for _ in range(rows):
+            hit = rng.random(n) < mu
+            asked = np.stack([np.where(hit, 1.5, 0.5), rng.integers(0, 9, n), rng.integers(0, 4096, n), ~hit / 2], 1)
+            fold(clients, baseline, np.arange(n), Summaries(asked, np.arange(key + 1, key + n + 1, dtype=np.uint32)))
+            key += n
+            highest = np.maximum(highest, evidence(clients._rows[:n]) + evidence(before))
+        before = merge(np.stack([before, clients._rows[:n]]))
+    for alpha in (0.1, 0.01):
+        assert (highest >= -math.log(alpha)).mean() <= alpha + 3 * math.sqrt(alpha / n)
+
+
 def test_nothing_of_the_evidence_is_lost_in_merging() -> None:
     rows = np.zeros(3, accounts.ROW)
     rows["firsts"], rows["wealth"], rows["restarts"] = [9, 200, 0], [1.5, 2.5, 0], [0, 3, 0]

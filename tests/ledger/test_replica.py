@@ -111,6 +111,22 @@ def test_what_was_gathered_outlives_processes(stores: Open, clock: FakeClock) ->
     assert after.kinds == []
 
 
+def test_restarts_acquit_nobody(clock: FakeClock) -> None:
+    """A hundred processes, each asked one harmless question: no bet is lost, so nothing of the evidence is."""
+    store = MemoryStore(clock)
+    first = Process(store, clock)
+    first.ask("alice", 6)
+    first.replica.tick()
+    before = first.clients.suspicion("alice", ALPHA)
+    assert 1 < before < 1.5
+    for life in range(100):
+        process = Process(store, clock)
+        process.ask("alice", 1, key=100 + life, odd=False)
+        assert process.clients.suspicion("alice", ALPHA) == pytest.approx(before)
+        process.replica.tick()
+        clock.now += LIFE / 10
+
+
 def test_replicas_of_one_client_have_the_evidence_of_all(stores: Open, clock: FakeClock) -> None:
     many = [Process(stores(), clock) for _ in range(3)]
     for i, process in enumerate(many):
