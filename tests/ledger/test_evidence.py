@@ -64,9 +64,12 @@ def policy(url: str, folder: Path) -> Policy:
 
 
 def ask(guard: hardening.Guard, client: str, rows: int, seed: int = 0, odd: bool = True) -> bool:
-    """Ask for rows that a model is as unsure of as can be, or sure of; whether the answer was labels alone."""
+    """Ask for rows that a model is as unsure of as can be, or sure of; whether the answer was labels alone.
+
+    No noise makes a label alone of what was none: that would take seven standard deviations.
+    """
     x = np.random.default_rng(seed).normal(size=(rows, 3)).astype("f4")
-    p = np.tile(np.full(4, 0.25) if odd else np.array([0.97, 0.01, 0.01, 0.01]), (rows, 1)).astype("f4")
+    p = np.tile(np.full(4, 0.25) if odd else np.array([0.85, 0.05, 0.05, 0.05]), (rows, 1)).astype("f4")
     told = guard.harden({"p": p}, client=client, inputs={"x": x})["p"]
     return bool((told.max(axis=1) == 1.0).all())
 
