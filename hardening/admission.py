@@ -199,11 +199,11 @@ class Admission:
 
     def credit(self, decision: Decision, answer: Answer) -> None:
         """Take back what was charged for rows that the client has been told before."""
-        if not self._prices or answer.nonces is None or decision.slot == self._pooled:
+        if not self._prices or answer.nonces is None or not answer.repeatable or decision.slot == self._pooled:
             return
         assert self._ledger is not None
         rows = len(answer.nonces)
-        repeated = self._repeats.count(decision.slot, decision.accounts, answer.nonces, answer.outputs)
+        repeated = self._repeats.count(decision.slot, decision.accounts, answer.tier, answer.nonces, answer.outputs)
         if repeated:
             bits, rho, _ = answer.cost
             self._ledger.credit(decision.accounts, Cost(bits * repeated // rows, rho * repeated // rows))

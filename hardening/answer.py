@@ -75,6 +75,8 @@ class Answer:
     Attributes:
         tier: as given.
         nonces: of noise keyed on the input, once it is hardened: uint32 ``(rows, 3)``, one for each distinct row.
+        repeatable: whether the question decides all of the answer, given model and client: no part of it is drawn
+            afresh, or goes by what the client has seen meanwhile.
 
     Raises ReleaseError if an output is not what the policy expects, InputError if the noise needs inputs.
     """
@@ -100,6 +102,7 @@ class Answer:
         self._bits, self._rho = 0.0, 0.0
         self._question: Question | None = None
         self.nonces: NDArray[np.uint32] | None = None
+        self.repeatable = True
         self._maps: dict[str, NDArray[np.float32]] = {}
         self._fresh: list[NDArray[np.uint32]] = []
         self._derived: list[tuple[str, str, Output]] = []
@@ -153,6 +156,7 @@ class Answer:
         if not value.flags.writeable:
             raise ReleaseError(name, None, "is read-only, and scores are hardened in place: pass a copy")
         program = self._programs.get(name, self.tier, width)
+        self.repeatable &= program.repeatable
         nonces, question = self._nonces_for(name, program)
         task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
         task.job[Job.DUPLICATES] = self.nearly.ctypes.data

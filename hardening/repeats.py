@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,37 +13,48 @@ from numpy.typing import NDArray
 
 #: Rows remembered for each client. Larger batches are charged whole: they would push out what they are looked up in.
 MOST = 16
-_SIZE = 12
+#: Bytes of an entry: the nonce, what else tells questions apart, and a digest of the answer.
+_NONCE, _TERMS, _ANSWER = 12, 4, 8
+_QUESTION, _SIZE = _NONCE + _TERMS, _NONCE + _TERMS + _ANSWER
 
 
 class Repeats:
-    """Digests by account, the oldest forgotten first: 192 bytes a client. Forgetting only charges a repeat anew.
+    """Questions and digests of their answers by account, the oldest forgotten first: 384 bytes a client.
 
-    A row counts as repeated if the question (by the 96 bits that key its noise), every byte released about it and those
-    who paid for it are the same: then it says nothing that they do not know.
+    A row counts as repeated if the question (by the 96 bits that key its noise), the tier that answers, every byte
+    released about it and those who paid for it are the same: then it says nothing that they do not know. That rests on
+    answers that follow from their questions. Of a model that draws, or whose rows look at each other, they do not, and
+    asking often enough would average for nothing: whoever is given two answers to one question is credited no more.
+    Forgetting only charges a repeat anew.
     """
 
     def __init__(self) -> None:
-        self._lately: dict[int, bytes] = {}
+        self._lately: dict[int, bytes | None] = {}
+        self._secret = secrets.token_bytes(16)  # nobody can look for answers that hash alike
 
-    def count(self, slot: int, payers: tuple[Any, ...], nonces: NDArray[np.uint32], outputs: Mapping[str, Any]) -> int:
+    def count(
+        self, slot: int, payers: tuple[Any, ...], tier: str, nonces: NDArray[np.uint32], outputs: Mapping[str, Any]
+    ) -> int:
         """How many rows of an answer just released were released before; all of them are remembered."""
         rows, values = len(nonces), tuple(outputs.values())
-        if rows > MOST or not all([_by_row(value, rows) for value in values]):
+        known = self._lately.get(slot, b"")
+        if known is None or rows > MOST or not all([_by_row(value, rows) for value in values]):
             return 0
-        known, repeated = self._lately.get(slot, b""), 0
-        prefix = _prefix(payers, tuple(outputs))
+        repeated, terms = 0, _terms(payers, tier, tuple(outputs))
         for i in range(rows):
             told = [value.tobytes() if rows == 1 else value[i].tobytes() for value in values]
-            parts = [prefix, nonces[i].tobytes(), *told]
-            digest = hashlib.blake2b(b"".join(parts), digest_size=_SIZE).digest()
-            at = known.find(digest)
-            while at % _SIZE and at > 0:  # not where a digest begins
-                at = known.find(digest, at + 1)
+            question = nonces[i].tobytes() + terms
+            answer = hash(b"".join([self._secret, *told])).to_bytes(_ANSWER, "little", signed=True)
+            at = known.find(question)
+            while at % _SIZE and at > 0:  # not where an entry begins
+                at = known.find(question, at + 1)
             if at >= 0:
+                if known[at + _QUESTION : at + _SIZE] != answer:
+                    self._lately[slot] = None
+                    return 0
                 repeated += 1
                 known = known[:at] + known[at + _SIZE :]
-            known += digest
+            known += question + answer
         self._lately[slot] = known[-MOST * _SIZE :]
         return repeated
 
@@ -55,5 +67,5 @@ def _by_row(value: Any, rows: int) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _prefix(payers: tuple[Any, ...], names: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b(repr((payers, names)).encode(), digest_size=16).digest()
+def _terms(payers: tuple[Any, ...], tier: str, names: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(repr((payers, tier, names)).encode(), digest_size=_TERMS).digest()
