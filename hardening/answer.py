@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
+from hardening.forks import watch
 from hardening.kernels import layout
 from hardening.kernels.layout import Job
 from hardening.ledger import Cost
@@ -40,8 +41,13 @@ class Programs:
         self.baselines = dict(baselines or {})
         self.policy, self.key, self.model_digest = policy, key, model_digest
         self._known: dict[tuple[str, str, int], Program] = {}
-        self._building = threading.Lock()
+        self.begin_again()
+        watch(self)
         self.tag = functools.lru_cache(maxsize=4096)(self._tag)
+
+    def begin_again(self) -> None:
+        """In a process just forked: another thread's hold on the lock is the parent's."""
+        self._building = threading.Lock()
 
     def get(self, output: str, tier: str, width: int) -> Program:
         program = self._known.get((output, tier, width))
@@ -99,7 +105,8 @@ class Answer:
         self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
         self._programs, self.tier, self._inputs = programs, tier, inputs
         self._others: dict[str, Answer] = {}
-        self._bits, self._rho = 0.0, 0.0
+        self._kept: dict[str, NDArray[Any]] = {}
+        self._bits, self._rho = 0.0, 0.0  # of each row
         self._question: Question | None = None
         self.nonces: NDArray[np.uint32] | None = None
         self.repeatable = True
@@ -117,9 +124,14 @@ class Answer:
         self.only = None if programs.policy.selective else self._only()
 
     @functools.cached_property
+    def price(self) -> Cost:
+        """What the answer to each row is charged: the same for all answers of a kind."""
+        return Cost.of(self._bits, self._rho)
+
+    @functools.cached_property
     def cost(self) -> Cost:
         """What the whole answer is charged, rows aside."""
-        return Cost.of(self._bits, self._rho)
+        return self.price.times(self.rows)
 
     def at(self, tier: str) -> Answer:
         """This answer as another tier hardens it: the same arrays, before either was hardened. Raises as this does."""
@@ -131,6 +143,21 @@ class Answer:
             other = self._others[tier] = Answer(self._programs, tier, outputs, self._inputs, self.rows)
         return other
 
+    def keep(self) -> None:
+        """Keep copies of the scores, so that they can be hardened `anew` after they were hardened in place."""
+        self._kept = {n: v.copy() for n, v in self.outputs.items() if isinstance(v, np.ndarray)}
+
+    def anew(self, tier: str) -> Answer:
+        """What `at` gives, after this was hardened; `keep` came before."""
+        for name, array in self._kept.items():
+            self.outputs[name][...] = array
+        self._forget()
+        return self.at(tier)
+
+    def _forget(self) -> None:
+        wipe(self._kept.values())
+        self._kept = {}
+
     def _only(self) -> NDArray[np.int64] | None:
         if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
             return None
@@ -139,7 +166,7 @@ class Answer:
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
-            self._enter(name, None, np.zeros(layout.JOB, np.int64), _raw_bits(value), None)
+            self._enter(name, None, np.zeros(layout.JOB, np.int64), _raw_bits(value), None, 1)
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -163,17 +190,26 @@ class Answer:
         promise = program.promise(value.dtype.itemsize)
         most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
         rho = promise.parameters.get("rho")
-        loss = None if rho is None else rho * len(vectors) if len(vectors) else 0.0
-        self._enter(name, task, task.job, promise.bits * len(vectors), loss, most.get(rules.space, 0.0))
+        self._enter(name, task, task.job, promise.bits, rho, len(vectors), most.get(rules.space, 0.0))
 
     def _enter(
-        self, name: str, task: Task | None, job: NDArray[np.int64], bits: float, rho: float | None, entropy: float = 0.0
+        self,
+        name: str,
+        task: Task | None,
+        job: NDArray[np.int64],
+        bits: float,
+        rho: float | None,
+        times: int,
+        entropy: float = 0.0,
     ) -> None:
-        """One more output, and what it costs; a `rho` that is not known costs more than any budget has."""
-        self._bits += bits
-        self._rho += math.inf if rho is None else rho
+        """One more output, and what each of its parts costs; a `rho` that is not known is more than any budget has."""
         floats = job.view(np.float64)
-        floats[Job.BITS], floats[Job.RHO], floats[Job.MOST_ENTROPY] = bits, rho or 0.0, entropy
+        if times:
+            each = times / max(1, self.rows)
+            self._bits += bits * each
+            self._rho += math.inf if rho is None else rho * each
+            floats[Job.BITS], floats[Job.RHO] = bits * times, (rho or 0.0) * times
+        floats[Job.MOST_ENTROPY] = entropy
         self.entries.append((name, task, job))
 
     def _beside(self, name: str, program: Program, vectors: NDArray[Any], value: NDArray[Any]) -> NDArray[Any] | None:
@@ -231,6 +267,7 @@ class Answer:
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
         wipe(self._hidden.values())
+        self._forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.put_back()
@@ -243,6 +280,7 @@ class Answer:
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
         wipe((*self.outputs.values(), *self._maps.values(), *self._hidden.values()))
+        self._forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()

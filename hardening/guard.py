@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,7 +28,6 @@ from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
 _NAMES = (str, Identity)
-CAPACITY = 16_384
 
 
 @dataclass(slots=True)
@@ -80,6 +79,13 @@ def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
     return {baseline.output: baseline.numbers()}
 
 
+def _table(capacity: int) -> Clients:
+    try:
+        return Clients(capacity)
+    except MemoryError:
+        raise ConfigError("clients.capacity", f"there is no memory for {capacity} clients: lower it") from None
+
+
 class Guard:
     """Hardens answers under one policy, for one model.
 
@@ -89,7 +95,8 @@ class Guard:
         sink: where events go; by default to the log.
         clock: seconds since the epoch, for events, probations and what is done about clients.
         ledger: where budgets are kept, instead of what the policy says; closed with the guard.
-        suspicion: evidence against a client by name, in units of the alarm threshold, from a detector of one's own.
+        suspicion: evidence against a client by name, in units of the alarm threshold, from a detector of one's own. For
+            clients beyond the table's capacity it is asked about ``(pooled)`` as well, and the higher counts.
 
     Raises ConfigError if the key or the ledger cannot be had. Safe to share between threads.
     """
@@ -107,7 +114,7 @@ class Guard:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
-        self._clients = Clients(CAPACITY)
+        self._clients = _table(policy.clients.capacity)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
@@ -121,7 +128,7 @@ class Guard:
         self._recent: Recent[_Kept] = Recent()
         self._admission: Admission | None = None
         if policy.selective:
-            suspects = self._suspicion if suspicion is None else suspicion
+            suspects = self._suspicion if suspicion is None else self._judged_by(suspicion)
             if ledger is None and policy.budgets:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled
@@ -142,8 +149,13 @@ class Guard:
             self._admission.close()
         self._sink.close()
 
-    def _suspicion(self, client: str) -> float:
-        return self._clients.suspicion(client, self.policy.detect.false_alarm)
+    def _suspicion(self, _: str, slot: int | None) -> float:
+        return 0.0 if slot is None else self._clients.suspicion_at(slot, self.policy.detect.false_alarm)
+
+    def _judged_by(self, suspicion: Callable[[str], float]) -> Callable[[str, int | None], float]:
+        """A detector by name; clients of the pooled account are judged by what it says of that, too."""
+        pooled = self._clients.pooled
+        return lambda name, slot: max(suspicion(name), suspicion(POOLED)) if slot == pooled else suspicion(name)
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Model outputs to fetch, each once, for these to be released. Raises InputError for any other name."""
@@ -158,7 +170,7 @@ class Guard:
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
         row = self._clients.standing(client, self.policy.tiers[0], self.policy.detect.false_alarm)
-        return row if self._admission is None else self._admission.standing(row, client, self._clients.find(client))
+        return row if self._admission is None else self._admission.standing(row, client, self._clients.seat(client))
 
     def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:
         """Allow an account more than the policy's bound, for good; `client` is its name on that `rung`.
@@ -175,9 +187,10 @@ class Guard:
         pooled = self.standing(POOLED)
         return standings | ({POOLED: pooled} if pooled.queries else {})
 
-    def admit(self, client: str | Identity | None, rows: int) -> Decision:
-        """Charge `rows` to `client` before the model runs.
+    def admit(self, client: str | Identity | None, rows: int, about: Hashable = None) -> Decision:
+        """Charge `rows` to `client` before the model runs, and what it is known that their answers cost at least.
 
+        Questions that are `about` the same, such as names and shapes of one row, are taken to cost the same a row.
         Raises Denied if the policy refuses the caller or its budgets do, InputError for a name that is empty, too long
         or not text, and once the guard is closed.
         """
@@ -188,17 +201,17 @@ class Guard:
         except TypeError:  # not even hashable, let alone text
             decision = None
         if decision is None or decision.rows != rows:
-            decision = self._decide(client, rows)
+            decision = self._decide(client, rows, about)
         self._charge(decision.slot, rows)
         return decision
 
-    def _decide(self, who: Any, rows: int) -> Decision:
+    def _decide(self, who: Any, rows: int, about: Hashable) -> Decision:
         """The long way: for whoever is not known, and for everybody where there is more to admit by than a name."""
         admission = self._admission
         if admission is not None and isinstance(who, _NAMES):
             caller = admission.known(who)
             if caller is not None:
-                return admission.admit(caller, rows)
+                return admission.admit(caller, rows, about)
         name = who.credential if isinstance(who, Identity) else who
         slot = self._open(name)
         decision = Decision(name, slot, self.policy.tiers[0], rows)
@@ -207,7 +220,12 @@ class Guard:
         if not self.released:
             self._decisions.clear()
             raise InputError("the guard is closed: it admits nobody")
-        return decision if admission is None else admission.admit(admission.place(who, slot), rows)
+        return decision if admission is None else admission.admit(admission.place(who, slot), rows, about)
+
+    def forgo(self, decision: Decision) -> None:
+        """The model gave no answer: take back bits and privacy loss that were charged for it; rows stay charged."""
+        if self._admission is not None:
+            self._admission.forgo(decision)
 
     def _open(self, name: Any) -> int:
         """The account of a client. Raises Denied, InputError."""
@@ -221,7 +239,7 @@ class Guard:
         slot = self._clients.slot(name)
         if slot == self._clients.pooled and not self._pooling:
             self._pooling = True
-            self._tell("accounts-pooled", name, capacity=CAPACITY)
+            self._tell("accounts-pooled", name, capacity=self.policy.clients.capacity)
         return slot
 
     def _tell(self, kind: str, client: str, **evidence: Any) -> None:
@@ -337,6 +355,8 @@ class Guard:
         admission = self._admission
         if admission is not None:
             answer = admission.pay(decision, answer)
+            if decision.rows > admission.at_once:
+                answer.keep()
         answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
@@ -347,9 +367,24 @@ class Guard:
                     self._clients.settle(decision.slot, job)
             if status:
                 self._refuse(name, task, status)
+        if admission is not None and decision.rows > admission.at_once:
+            answer = self._judged(admission, decision, answer)
         answer.complete()
         if admission is not None:
             admission.credit(decision, answer)
+        return answer
+
+    def _judged(self, admission: Admission, decision: Decision, answer: Answer) -> Answer:
+        """A large answer, whose evidence is in: as it is, or hardened anew as that evidence says. Raises Denied."""
+        other = admission.judge(decision, answer)
+        if other is None:
+            return answer
+        answer = admission.pay(other, answer.anew(other.tier))
+        answer.prepare(other.client)
+        for name, task, job in answer.entries:
+            self._clients.observe(other.slot, job)
+            if task is not None and (status := task.run()):
+                self._refuse(name, task, status)
         return answer
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:

@@ -91,9 +91,10 @@ class Identity(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them.
+    """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them. For one answer.
 
-    `accounts` are those of the ledger, a rung and a name each; none without budgets.
+    `accounts` are those of the ledger, a rung and a name each; none without budgets. `about` is what was asked, as
+    `Guard.admit` was told; `advance` holds what was charged for the answer beforehand, until that is settled.
     """
 
     client: str
@@ -101,6 +102,8 @@ class Decision(NamedTuple):
     tier: str
     rows: int
     accounts: tuple[Any, ...] = ()
+    about: Any = None
+    advance: Any = None
 
 
 @dataclass(frozen=True, slots=True)

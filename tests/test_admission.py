@@ -142,12 +142,18 @@ def test_an_exhausted_client_is_met_before_the_model_runs(tmp_path: Path) -> Non
     world = World(policy(tmp_path, budgets=budgets))
     world.ask()
     world.ask()
-    assert world.guard.admit("alice", 1).tier == "label"
+    decision = world.guard.admit("alice", 1)
+    assert decision.tier == "label"
+    assert world.total() == pytest.approx(NORMAL + 2 * LABEL, rel=1e-6), "it is paid for already"
+    for _ in range(2):
+        world.guard.forgo(decision)
+        assert world.total() == pytest.approx(NORMAL + LABEL, rel=1e-6), "what never came is given back, once"
     world.denied(rows=8)
     with pytest.raises(Denied):
         world.guard.admit("alice", 8)
     assert world.guard.admit("alice", 1).tier == "label", "what is smaller may still be paid for"
-    assert world.guard.admit("bob", 8).tier == "normal"
+    assert world.guard.admit("bob", 1).tier == "normal"
+    assert world.guard.admit("carol", 8).tier == "label", "what answers cost is known from those to others"
 
 
 def test_what_is_denied_is_wiped(tmp_path: Path) -> None:
@@ -172,12 +178,24 @@ def test_every_rung_that_has_a_budget_is_charged(tmp_path: Path) -> None:
     world.ask("carol")
     names = {
         ("credential", "alice"): 1, ("credential", "bob"): 1, ("credential", "carol"): 1,
-        ("principal", "al"): 1, ("principal", "bob"): 1, ("principal", "carol"): 1,
+        ("principal", "al"): 1, ("principal", "(own) bob"): 1, ("principal", "(own) carol"): 1,
         ("organisation", "acme"): 2, ("organisation", "(none)"): 1,
         ("prefix", "203.0.113.0/24"): 1, ("prefix", "(none)"): 2, ("model", "m"): 3, ("global", "all"): 3,
     }  # fmt: skip
     for name, answers in names.items():
         assert world.total(Account(*name)) == pytest.approx(answers * NORMAL, rel=1e-6), name
+
+
+def test_a_credential_and_a_principal_of_one_name_do_not_share_an_account(tmp_path: Path) -> None:
+    clients = ClientRules(identity=("credential", "principal"))
+    world = World(policy(tmp_path, clients=clients, budgets={"principal": Budget(bits=20.0)}))
+    world.ask(Identity("alice", principal="bob"))
+    world.denied(Identity("carol", principal="bob"))
+    world.ask(Identity("bob"))
+    long = ["x" * 63 + end for end in "yz"]
+    for name in long:
+        world.ask(name)
+        world.denied(name)
 
 
 def test_a_farm_of_credentials_gains_nothing_beyond_its_organisation(tmp_path: Path) -> None:
@@ -202,7 +220,7 @@ def test_credentials_of_an_organisation_are_capped(tmp_path: Path, monkeypatch: 
     for name in ("a", "b", "a"):
         world.ask(Identity(name, organisation="acme"))
     denied = world.denied(Identity("c", organisation="acme"))
-    assert (denied.code, str(denied)) == ("forbidden", Denied.SENTENCE)
+    assert (denied.code, str(denied)) == ("exhausted", Denied.SENTENCE)
     assert "clients.credentials" in world.events("denied")[0].evidence["reason"]
     monkeypatch.setattr("hardening.ladder.MOST", 3)
     for i in range(5):
@@ -230,9 +248,11 @@ def test_new_credentials_are_on_probation(tmp_path: Path) -> None:
 
 def test_names_on_the_ladder_are_bounded(tmp_path: Path) -> None:
     world = World(policy(tmp_path, budgets={"credential": Budget(bits=1e6)}))
-    for bad in ("x" * 65, "a\nb", "(none)", POOLED, 7):
+    for bad in ("x" * 65, "a\nb", "(none)", POOLED, "(own) bob", 7):
         with pytest.raises(InputError, match="organisation: "):
             world.ask(Identity("alice", organisation=bad))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="principal: "):
+            world.ask(Identity("alice", principal=bad))  # type: ignore[arg-type]
     for since in (math.nan, math.inf, "2026"):
         with pytest.raises(InputError, match="since: "):
             world.ask(Identity("alice", since=since))  # type: ignore[arg-type]
@@ -302,7 +322,7 @@ def test_what_is_not_literally_the_same_is_charged_again(tmp_path: Path) -> None
     world = World(rules)
     for i, scores in enumerate((P[:1], P[1:2], P[:1] * 1)):
         world.guard.harden({"p": scores}, client="alice", inputs={"x": X[:1]})
-        assert world.total() == pytest.approx((i + 1) * NORMAL, rel=1e-6), "other scores, so it is not the question alone"
+        assert world.total() == pytest.approx((i + 1) * NORMAL, rel=1e-6), "not the question alone decides"
     fresh = World(policy(tmp_path, {"normal": (Gaussian(sigma=0.1, key="fresh"), Project(), Types(n=100))},
                          budgets=rules.budgets))  # fmt: skip
     still = World(policy(tmp_path, {"normal": (Types(n=100),)}, budgets=rules.budgets))
@@ -424,9 +444,9 @@ def test_neither_restart_nor_key_rotation_resets_a_budget(tmp_path: Path) -> Non
 
 
 def test_a_full_table_of_clients_forgets_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardening.guard.CAPACITY", 3)
     monkeypatch.setattr("hardening.ladder.MOST", 3)
-    world = World(policy(tmp_path, {"normal": NOISY}, budgets={"credential": Budget(bits=50.0)}))
+    clients = ClientRules(capacity=3)
+    world = World(policy(tmp_path, {"normal": NOISY}, clients=clients, budgets={"credential": Budget(bits=50.0)}))
     for i in range(10):
         for at in range(2):
             world.ask(f"c{i}", at=at)

@@ -147,6 +147,8 @@ def test_rules_that_are_none(make: object, problem: str) -> None:
         ({"probation": "soon"}, "clients.probation"),
         ({"credentials": 0, "identity": ("credential", "organisation")}, "clients.credentials"),
         ({"credentials": 5}, "clients.credentials"),
+        ({"capacity": 0}, "clients.capacity"),
+        ({"capacity": 2**32 - 1}, "clients.capacity"),
     ],
 )
 def test_rules_about_clients_that_are_none(given: dict[str, object], path: str) -> None:

@@ -44,7 +44,9 @@ def charged(root: Path, outputs: dict[str, Output], given: dict[str, Any], times
 FRESH = (Gaussian(sigma=0.5, key="fresh"), Project(), LabelOnly())
 
 
-@pytest.mark.parametrize("beside", [FRESH, (BoundaryRandomisedResponse(epsilon=1.0, margin=0.9, key="fresh"), LabelOnly())])
+@pytest.mark.parametrize(
+    "beside", [FRESH, (BoundaryRandomisedResponse(epsilon=1.0, margin=0.9, key="fresh"), LabelOnly())]
+)
 def test_a_part_that_is_drawn_afresh_is_paid_for_every_time(tmp_path: Path, beside: Any) -> None:
     outputs = {"p": Output("simplex", {"normal": NOISY}), "q": Output("simplex", {"normal": beside})}
     once, all_times = charged(tmp_path, outputs, {"p": P, "q": P})

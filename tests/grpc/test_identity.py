@@ -120,6 +120,7 @@ def test_callers_are_told_apart_as_the_policy_says(tmp_path: Path) -> None:
         ('alice = {key = "DIGEST", since = 2026-01-01T00:00:00}', "since must be a date and time with an offset"),
         ('alice = {key = "DIGEST", organisation = ""}', "organisation must be 1 to 64 printable"),
         ('alice = {key = "DIGEST", principal = "(none)"}', "principal must be 1 to 64 printable"),
+        ('alice = {key = "DIGEST", principal = "(own) bob"}', "principal must be 1 to 64 printable"),
         ('alice = {key = "DIGEST", organization = "acme"}', "did you mean 'organisation'"),
     ],
 )
