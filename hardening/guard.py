@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
 _NAMES = (str, Identity)
+_log = logging.getLogger("hardening.policy")
 
 
 @dataclass(slots=True)
@@ -112,6 +114,8 @@ class Guard:
         suspicion: Callable[[str], float] | None = None,
     ) -> None:
         self.policy = policy
+        for warning in policy.warnings:
+            _log.warning("%s", warning)
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
         self._clients = _table(policy.clients.capacity)

@@ -119,6 +119,29 @@ class Response:
         if self.rows < 1:
             raise ValueError(f"rows: must be a whole number from 1 on, not {self.rows!r}")
 
+    def check(self, tiers: Sequence[str]) -> None:
+        """Raise ConfigError if a step names none of `tiers`, or is milder than the step before it."""
+        before = tiers[0]
+        for i, step in enumerate(self.suspicion):
+            if step.tier is not None and step.tier not in tiers:
+                raise ConfigError(
+                    f"respond.suspicion[{i}].tier", f"unknown tier {step.tier!r}; known: {', '.join(tiers)}"
+                )
+            tier = DENY if step.deny else step.tier or tiers[0]
+            if stricter(tiers, before, tier) != tier:
+                raise ConfigError(
+                    f"respond.suspicion[{i}]", f"is milder than the step before it: do no less than {before!r}"
+                )
+            before = tier
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and should be known."""
+        if self.suspicion and self.hysteresis >= self.boundary:
+            at = f"respond.suspicion[0].at, {self.boundary:g}"
+            return (f"respond.hysteresis: is not below {at}: no step is ever taken back before its ttl is over",)
+        return ()
+
     @property
     def boundary(self) -> float:
         """Below this suspicion nothing is done about a client about whom nothing was done."""
