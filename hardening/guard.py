@@ -114,8 +114,10 @@ class Guard:
         suspicion: Callable[[str], float] | None = None,
     ) -> None:
         self.policy = policy
+        given = {"ledger": ledger, "detect": suspicion}
         for warning in policy.warnings:
-            _log.warning("%s", warning)
+            if given.get(warning.partition(".")[0]) is None:
+                _log.warning("%s", warning)
         key = load_key(policy.key, policy.root) if policy.key else None
         self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
         self._clients = _table(policy.clients.capacity)

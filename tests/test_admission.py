@@ -592,6 +592,63 @@ def test_the_stricter_of_budget_and_suspicion_answers(tmp_path: Path) -> None:
     assert world.total() <= 21.0
 
 
+class Rising:
+    """A detector that has seen enough only once it has been asked before: when an answer is there."""
+
+    def __init__(self, *levels: float) -> None:
+        self.levels = list(levels)
+
+    def __call__(self, _: str) -> float:
+        return self.levels.pop(0) if len(self.levels) > 1 else self.levels[0]
+
+
+BOTH = (dataclasses.replace(Output("simplex", {"normal": NOISY, "label": (LabelOnly(),)}), label_output="y"),
+        Output("simplex", {"normal": NOISY, "label": (Types(n=10),)}))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "maps"])
+def test_a_large_answer_is_hardened_anew_by_a_stricter_tier(tmp_path: Path, dtype: str) -> None:
+    """The same as if that tier had answered from the start, and no more is charged for it."""
+    rules = Policy(
+        {"p": BOTH[0], "q": BOTH[1]}, key=KeySource("file:k.key", create=True), root=tmp_path,
+        budgets={"credential": Budget(bits=1e5)}, respond=Response((Step(1.0, tier="label"),), rows=4),
+    )  # fmt: skip
+    p: Any = [dict(zip("abcd", row, strict=True)) for row in P.tolist()] if dtype == "maps" else P.astype(dtype)
+    given = {"y": np.array(list("abcd"))[P.argmax(1)] if dtype == "maps" else P.argmax(1), "p": p, "q": P}
+    told, totals = [], []
+    for levels in ((0.0, 1.0), (1.0,), (0.0,)):
+        world = World(rules, suspicion=Rising(*levels))
+        told.append(world.guard.harden(given, client="alice", inputs={"x": X}))
+        totals.append(world.total())
+    for name in given:
+        assert repr(told[0][name]) == repr(told[1][name])
+    assert repr(told[0]["q"]) != repr(told[2]["q"])
+    assert totals[0] == pytest.approx(8 * (LABEL + COARSE), rel=1e-6)
+    assert totals[1] == totals[0]
+    assert totals[2] == pytest.approx(8 * 2 * NORMAL, rel=1e-6)
+
+
+def test_a_large_answer_that_is_refused_leaves_nothing_and_stays_charged(tmp_path: Path) -> None:
+    respond = Response((Step(1.0, throttle=Window("1m", 6)), Step(2.0, deny=True)), rows=4)
+    rules = policy(tmp_path, respond=respond, budgets={"credential": Budget(bits=1e4)})
+    for level in (1.0, 2.0):
+        world = World(rules, suspicion=Rising(0.0, level))
+        scores = P.copy()
+        decision = world.guard.admit("alice", 8)
+        held = {"p": scores}
+        with pytest.raises(Denied):
+            world.guard.release(decision, held, {"x": X})
+        assert held == {}
+        assert not scores.any()
+        assert world.total() == pytest.approx(8 * NORMAL, rel=1e-6)
+    world = World(rules, suspicion=Rising(0.0, 1.0))
+    assert tier_of(world.ask(rows=5)) == "normal", "a throttle lets that many rows pass"
+    world.denied(rows=2)
+    world = World(rules, suspicion=Rising(0.0, 2.0))
+    assert tier_of(world.ask(rows=4)) == "normal", "of so few rows the evidence counts from the next request on"
+    world.denied()
+
+
 def test_shadow_only_says_what_would_have_been(tmp_path: Path) -> None:
     level = {"alice": 0.0}
     shadow = dataclasses.replace(RESPOND, shadow=True)
@@ -626,25 +683,66 @@ def test_all_denials_of_a_policy_look_alike(tmp_path: Path) -> None:
     assert len({d.reason for d in denials}) == 5, "the operator can tell"
 
 
-def test_no_answer_tells_a_flagged_client_from_another(tmp_path: Path) -> None:
-    """Flagged but not degraded: every answer is the same, byte for byte, so no statistic of them separates the two."""
+def effects(world: World) -> list[Any]:
+    """Grows with all that a guard asks of its ledger, and the ledger of its books, in order."""
+    seen: list[Any] = []
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (seen.append((name, *args)), call(*args))[1]
+
+    for name in ("spend", "credit"):
+        setattr(world.ledger, name, watched(name, getattr(world.ledger, name)))
+    lease = world.store.lease
+    world.store.lease = lambda replica, number, asks: (seen.append((number, *asks)), lease(replica, number, asks))[1]  # type: ignore[method-assign]
+    return seen
+
+
+THROTTLED = Response((Step(0.5, throttle=Window("1m", 10**6)), Step(1.0, tier="label"), Step(2.0, deny=True)), rows=6)
+SHADOW = dataclasses.replace(THROTTLED, shadow=True)
+
+
+@pytest.mark.parametrize(
+    ("respond", "low", "high"), [(THROTTLED, 0.0, 0.49), (THROTTLED, 0.5, 0.99), (SHADOW, 0.5, 3.0)],
+    ids=["suspected", "throttled and not held up", "shadow"],
+)  # fmt: skip
+def test_no_answer_tells_a_flagged_client_from_another(
+    tmp_path: Path, respond: Response, low: float, high: float
+) -> None:
+    """Flagged but not degraded: every answer is the same, byte for byte, so no statistic of them separates the two.
+
+    Nor does anything else that is done for it, in kind, number or order; what is left is told to the operator alone.
+    """
     quiet, flagged = {"alice": 0.0}, {"alice": 0.0}
+    budgets = {"credential": Budget(bits=6e3, queries=Window("1h", 5000))}
     rules = policy(
-        tmp_path,
-        {"normal": NOISY, "coarse": NOISY[:2], "label": (LabelOnly(),)},
-        respond=RESPOND,
-        budgets={"credential": Budget(bits=1e6, queries=Window("1h", 5000))},
+        tmp_path, {"normal": NOISY, "coarse": NOISY[:2], "label": (LabelOnly(),)}, respond=respond, budgets=budgets
     )
-    one, other = suspected(rules, quiet), suspected(rules, flagged)
-    rng = np.random.default_rng(3)
-    for _ in range(40):
+    worlds = suspected(rules, quiet), suspected(rules, flagged)
+    seen = [effects(world) for world in worlds]
+    rng, refused, asked = np.random.default_rng(3), 0, []
+    for i in range(140):
         rows = int(rng.integers(1, 9))
-        flagged["alice"] = float(rng.uniform(0, 0.49))
+        flagged["alice"] = float(rng.uniform(low, high))
         scores, x = rng.dirichlet(np.ones(4), rows).astype("f4"), rng.normal(size=(rows, 5)).astype("f4")
-        answers = [w.guard.harden({"p": scores}, client="alice", inputs={"x": x})["p"] for w in (one, other)]
-        assert answers[0].tobytes() == answers[1].tobytes()
-    assert one.total() == other.total(), "nor does what they have left"
-    assert not other.events("tier-changed")
+        if i % 7 == 3:
+            scores, x = asked[-1]
+        asked.append((scores, x))
+        answers = []
+        for world in worlds:
+            try:
+                answers.append(world.guard.harden({"p": scores}, client="alice", inputs={"x": x})["p"].tobytes())
+            except Denied as problem:
+                answers.append((str(problem), problem.code, problem.args))
+                refused += 1
+            world.clock.now += 1.0
+        assert answers[0] == answers[1]
+    assert 0 < refused < 200, "both kinds of outcome are compared"
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 140
+    assert worlds[0].total() == worlds[1].total(), "nor does what they have left"
+    changed = [e for e in worlds[1].events("tier-changed") if e.evidence["because"] == "suspicion"]
+    assert bool(changed) == (high >= 0.5)
+    assert not [e for e in worlds[0].events("tier-changed") if e.evidence["because"] == "suspicion"]
 
 
 def test_events_hold_nothing_of_questions_and_answers(tmp_path: Path) -> None:
