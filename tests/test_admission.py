@@ -678,9 +678,12 @@ def test_all_denials_of_a_policy_look_alike(tmp_path: Path) -> None:
     store = Failing()
     store.away = True
     denials.append(World(policy(tmp_path, budgets=budgets), store).denied())
+    capped = World(policy(tmp_path, clients=ClientRules(identity=("credential", "organisation"), credentials=1)))
+    capped.ask(Identity("first", organisation="acme"))
+    denials.append(capped.denied(Identity("second", organisation="acme")))
     seen = {(type(d), str(d), repr(d), d.args, d.code, d.__cause__, d.__context__) for d in denials}
     assert len(seen) == 1
-    assert len({d.reason for d in denials}) == 5, "the operator can tell"
+    assert len({d.reason for d in denials}) == 6, "the operator can tell"
 
 
 def effects(world: World) -> list[Any]:
