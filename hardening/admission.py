@@ -32,6 +32,7 @@ PAUSE = 60.0
 
 
 _NOTHING = Cost()
+_NAMES = (str, Identity)
 
 
 class Admission:
@@ -71,10 +72,12 @@ class Admission:
         budgets = policy.budgets.values()
         self._counts = any(budget.queries is not None for budget in budgets)
         self._prices = any(budget.bits is not None or budget.rho is not None for budget in budgets)
+        self._responds = bool(policy.respond.suspicion)
         self.at_once = policy.respond.rows if policy.respond.suspicion else math.inf
         self._acting: dict[int, Acting] = {}
         #: What the answer to a row costs at least, by tier and what is asked about.
         self._known: dict[str, dict[Hashable, Cost]] = {tier: {} for tier in self._tiers}
+        self._costs: dict[tuple[Hashable, str, int], Cost] = {}  # the same for requests, to save work
         self._fallen: dict[int, str] = {}
         self._repeats = Repeats()
         self._told: dict[tuple[str, ...], tuple[float, int]] = {}
@@ -91,9 +94,10 @@ class Admission:
         if self._ledger is not None:
             self._ledger.close()
 
-    def known(self, who: str | Identity) -> Caller | None:
-        """A caller who was placed before, and still stands there."""
-        return self._ladder.known(who)
+    def again(self, who: str | Identity, rows: int, about: Hashable) -> Decision | None:
+        """What `admit` says about a caller who was placed before, and still stands there; None for any other."""
+        caller = self._ladder.known(who) if isinstance(who, _NAMES) else None
+        return None if caller is None else self.admit(caller, rows, about)
 
     def place(self, who: str | Identity, slot: int) -> Caller:
         """Find the accounts of `who`, whose client has the account `slot`. Raises InputError, Denied."""
@@ -107,23 +111,27 @@ class Admission:
 
     def admit(self, caller: Caller, rows: int, about: Hashable) -> Decision:
         """Charge `rows`, and their answers if it is known what they cost; say which tier answers. Raises Denied."""
-        tier, cost = self._respond(caller.client, caller.slot, rows), _NOTHING
-        if self._ledger is not None:
-            cost = self._cost(about, tier, rows)
-            if (short := self._ledger.spend(caller.accounts, cost)) is not None:
-                tier, cost = self._otherwise(caller, tier, rows, about, short)
-            if cost.bits or cost.rho:
-                self._rise(caller.client, caller.slot, tier)
-        return Decision(caller.client, caller.slot, tier, rows, caller.accounts, about, [cost])
+        client, slot, accounts, _ = caller
+        tier = self._respond(client, slot, rows) if self._responds else self._default
+        if self._ledger is None:
+            return Decision(client, slot, tier, rows)
+        cost = self._costs.get((about, tier, rows)) or self._cost(about, tier, rows)
+        if self._ledger.spend(accounts, cost) is not None:
+            tier, cost = self._otherwise(caller, tier, rows, about)
+        if self._fallen and (cost.bits or cost.rho):
+            self._rise(client, slot, tier)
+        return Decision(client, slot, tier, rows, accounts, about, [cost])
 
     def _cost(self, about: Hashable, tier: str, rows: int) -> Cost:
         """What is charged for `rows` beforehand: what their answers cost at least, as far as that is known."""
-        return self._known[tier].get(about, _NOTHING).times(rows, queries=rows if self._counts else 0)
+        cost = self._known[tier].get(about, _NOTHING).times(rows, queries=rows if self._counts else 0)
+        if len(self._costs) >= MOST:
+            self._costs.clear()
+        self._costs[about, tier, rows] = cost
+        return cost
 
-    def _otherwise(
-        self, caller: Caller, tier: str, rows: int, about: Hashable, short: Shortfall | None
-    ) -> tuple[str, Cost]:
-        """The tier that answers where `tier` falls `short`, and what was charged; nothing, if this raises Denied.
+    def _otherwise(self, caller: Caller, tier: str, rows: int, about: Hashable) -> tuple[str, Cost]:
+        """The tier that answers where `tier` cannot be paid for, and what was charged; nothing, if it raises Denied.
 
         A window that is spent does not take part any more, but says which tier answers.
         """
@@ -147,8 +155,6 @@ class Admission:
     def _respond(self, client: str, slot: int, rows: int) -> str:
         """What the evidence says: the tier that answers. Raises Denied."""
         rules = self._policy.respond
-        if not rules.suspicion:
-            return self._default
         suspicion = self._suspicion(client, slot)
         if suspicion < rules.boundary and slot not in self._acting:
             return self._default
@@ -206,8 +212,11 @@ class Admission:
         known, price = self._known[answer.tier], answer.price
         if len(known) >= MOST:
             known.clear()
-        least = known.get(about, price)
-        known[about] = Cost(min(least.bits, price.bits), min(least.rho, price.rho))
+        before = known.get(about)
+        least = price if before is None else Cost(min(before.bits, price.bits), min(before.rho, price.rho))
+        if least != before:
+            known[about] = least
+            self._costs.clear()
 
     def forgo(self, decision: Decision) -> None:
         """Take back what was charged beforehand for an answer that does not come."""
@@ -239,9 +248,10 @@ class Admission:
 
     def credit(self, decision: Decision, answer: Answer) -> None:
         """Take back what was charged for rows that the client has been told before."""
-        if not self._prices or answer.nonces is None or not answer.repeatable or decision.slot == self._pooled:
+        if not self._prices or not answer.creditable or decision.slot == self._pooled:
             return
         assert self._ledger is not None
+        assert answer.nonces is not None
         rows = len(answer.nonces)
         repeated = self._repeats.count(decision.slot, decision.accounts, answer.tier, answer.nonces, answer.outputs)
         if repeated:

@@ -120,8 +120,9 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
-        #: The one job there is, if one call of a kernel is all there is to do, and nobody has to pay for it.
-        self.only = None if programs.policy.selective else self._only()
+        #: The one job there is, if one call of a kernel is all there is to do; `only` where nobody has to pay for it.
+        self.single = self._single()
+        self.only = None if programs.policy.selective else self.single
 
     @functools.cached_property
     def price(self) -> Cost:
@@ -132,6 +133,11 @@ class Answer:
     def cost(self) -> Cost:
         """What the whole answer is charged, rows aside."""
         return self.price.times(self.rows)
+
+    @functools.cached_property
+    def creditable(self) -> bool:
+        """Whether it is looked for among earlier answers to the same questions; once it is complete."""
+        return self.nonces is not None and self.repeatable and all(_by_row(v, self.rows) for v in self.outputs.values())
 
     def at(self, tier: str) -> Answer:
         """This answer as another tier hardens it: the same arrays, before either was hardened. Raises as this does."""
@@ -151,14 +157,15 @@ class Answer:
         """What `at` gives, after this was hardened; `keep` came before."""
         for name, array in self._kept.items():
             self.outputs[name][...] = array
-        self._forget()
+        self.forget()
         return self.at(tier)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what was kept."""
         wipe(self._kept.values())
         self._kept = {}
 
-    def _only(self) -> NDArray[np.int64] | None:
+    def _single(self) -> NDArray[np.int64] | None:
         if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
             return None
         _, task, job = self.entries[0]
@@ -267,7 +274,7 @@ class Answer:
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
         wipe(self._hidden.values())
-        self._forget()
+        self.forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.put_back()
@@ -280,7 +287,7 @@ class Answer:
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
         wipe((*self.outputs.values(), *self._maps.values(), *self._hidden.values()))
-        self._forget()
+        self.forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()
@@ -294,6 +301,13 @@ def wipe(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind != "V":
             value.fill(0)
+
+
+def _by_row(value: Any, rows: int) -> bool:
+    """Whether all rows are of one size, so that each bears the same part of the cost; one row bears all of it."""
+    if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
+        return False
+    return rows == 1 or (value.ndim > 0 and len(value) == rows)
 
 
 def _raw_bits(value: Any) -> float:

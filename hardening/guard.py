@@ -28,7 +28,6 @@ from hardening.recent import Recent, layout_of
 from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
-_NAMES = (str, Identity)
 _log = logging.getLogger("hardening.policy")
 
 
@@ -202,22 +201,21 @@ class Guard:
         """
         if client is None and (client := _client.get()) is None:
             client = ANONYMOUS
-        try:
-            decision = self._decisions.get(client)
-        except TypeError:  # not even hashable, let alone text
-            decision = None
+        if self._admission is not None:
+            decision = self._admission.again(client, rows, about)
+        else:
+            try:
+                decision = self._decisions.get(client)
+            except TypeError:  # not even hashable, let alone text
+                decision = None
         if decision is None or decision.rows != rows:
             decision = self._decide(client, rows, about)
         self._charge(decision.slot, rows)
         return decision
 
     def _decide(self, who: Any, rows: int, about: Hashable) -> Decision:
-        """The long way: for whoever is not known, and for everybody where there is more to admit by than a name."""
+        """The long way, for whoever is not known."""
         admission = self._admission
-        if admission is not None and isinstance(who, _NAMES):
-            caller = admission.known(who)
-            if caller is not None:
-                return admission.admit(caller, rows, about)
         name = who.credential if isinstance(who, Identity) else who
         slot = self._open(name)
         decision = Decision(name, slot, self.policy.tiers[0], rows)
@@ -363,7 +361,8 @@ class Guard:
             answer = admission.pay(decision, answer)
             if decision.rows > admission.at_once:
                 answer.keep()
-        answer.prepare(decision.client)
+        if answer.single is None:
+            answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
@@ -375,7 +374,8 @@ class Guard:
                 self._refuse(name, task, status)
         if admission is not None and decision.rows > admission.at_once:
             answer = self._judged(admission, decision, answer)
-        answer.complete()
+        if answer.single is None:
+            answer.complete()
         if admission is not None:
             admission.credit(decision, answer)
         return answer
@@ -384,6 +384,7 @@ class Guard:
         """A large answer, whose evidence is in: as it is, or hardened anew as that evidence says. Raises Denied."""
         other = admission.judge(decision, answer)
         if other is None:
+            answer.forget()
             return answer
         answer = admission.pay(other, answer.anew(other.tier))
         answer.prepare(other.client)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,18 +31,26 @@ class Repeats:
         self._secret = secrets.token_bytes(16)  # nobody can look for answers that hash alike
 
     def count(
-        self, slot: int, payers: tuple[Any, ...], tier: str, nonces: NDArray[np.uint32], outputs: Mapping[str, Any]
+        self,
+        slot: int,
+        payers: Hashable,
+        tier: str,
+        nonces: NDArray[np.uint32],
+        outputs: Mapping[str, NDArray[Any]],
     ) -> int:
-        """How many rows of an answer just released were released before; all of them are remembered."""
-        rows, values = len(nonces), tuple(outputs.values())
-        known = self._lately.get(slot, b"")
-        if known is None or rows > MOST or not all([_by_row(value, rows) for value in values]):
+        """How many rows of an answer just released were released before; all of them are remembered.
+
+        Each of `outputs` has as many rows as `nonces`, or there is but one.
+        """
+        rows, known = len(nonces), self._lately.get(slot, b"")
+        if known is None or rows > MOST:
             return 0
-        repeated, terms = 0, _terms(payers, tier, tuple(outputs))
+        repeated, terms = 0, (hash((payers, tier, *outputs)) & 0xFFFFFFFF).to_bytes(_TERMS, "little")
         for i in range(rows):
-            told = [value.tobytes() if rows == 1 else value[i].tobytes() for value in values]
-            question = nonces[i].tobytes() + terms
-            answer = hash(b"".join([self._secret, *told])).to_bytes(_ANSWER, "little", signed=True)
+            parts = outputs.values() if rows == 1 else [value[i] for value in outputs.values()]
+            question = (nonces if rows == 1 else nonces[i]).tobytes() + terms
+            told = b"".join([self._secret, *[part.tobytes() for part in parts]])
+            answer = hash(told).to_bytes(_ANSWER, "little", signed=True)
             at = known.find(question)
             while at % _SIZE and at > 0:  # not where an entry begins
                 at = known.find(question, at + 1)
@@ -57,15 +63,3 @@ class Repeats:
             known += question + answer
         self._lately[slot] = known[-MOST * _SIZE :]
         return repeated
-
-
-def _by_row(value: Any, rows: int) -> bool:
-    """Whether all rows are of one size, so that each bears the same part of the cost; one row bears all of it."""
-    if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
-        return False
-    return rows == 1 or (value.ndim > 0 and len(value) == rows)
-
-
-@functools.lru_cache(maxsize=4096)
-def _terms(payers: tuple[Any, ...], tier: str, names: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b(repr((payers, tier, names)).encode(), digest_size=_TERMS).digest()
