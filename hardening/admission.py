@@ -10,26 +10,22 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hardening.answer import Answer
 from hardening.budgets import granted
 from hardening.clients import POOLED
 from hardening.config import Policy
 from hardening.errors import Denied, LedgerError
+from hardening.events import Once
 from hardening.forks import watch
 from hardening.ladder import Caller, Ladder
 from hardening.ledger import Account, Cost, Ledger, Shortfall
 from hardening.ledger.amounts import UNITS
 from hardening.policy import CALM, DENY, Acting, Query, decide, fallen_back, stricter
+from hardening.prices import Prices
 from hardening.repeats import Repeats
 from hardening.types import Clock, Decision, Identity, Standing
-
-#: Entries of what is remembered only to save work; beyond that it is forgotten.
-MOST = 16_384
-#: Seconds between two events that say the same about the same client.
-PAUSE = 60.0
-
 
 _NOTHING = Cost()
 _NAMES = (str, Identity)
@@ -70,17 +66,14 @@ class Admission:
         self._ladder = Ladder(policy.clients, policy.budgets, model, clock)
         self._tiers, self._default = policy.tiers, policy.tiers[0]
         budgets = policy.budgets.values()
-        self._counts = any(budget.queries is not None for budget in budgets)
-        self._prices = any(budget.bits is not None or budget.rho is not None for budget in budgets)
+        self._priced = any(budget.bits is not None or budget.rho is not None for budget in budgets)
+        self._prices = Prices(counts=any(budget.queries is not None for budget in budgets))
         self._responds = bool(policy.respond.suspicion)
         self.at_once = policy.respond.rows if policy.respond.suspicion else math.inf
         self._acting: dict[int, Acting] = {}
-        #: What the answer to a row costs at least, by tier and what is asked about.
-        self._known: dict[str, dict[Hashable, Cost]] = {tier: {} for tier in self._tiers}
-        self._costs: dict[tuple[Hashable, str, int], Cost] = {}  # the same for requests, to save work
         self._fallen: dict[int, str] = {}
         self._repeats = Repeats()
-        self._told: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._tell_once = Once(tell, clock).tell
         self.begin_again()
         watch(self)
 
@@ -115,20 +108,12 @@ class Admission:
         tier = self._respond(client, slot, rows) if self._responds else self._default
         if self._ledger is None:
             return Decision(client, slot, tier, rows)
-        cost = self._costs.get((about, tier, rows)) or self._cost(about, tier, rows)
+        cost = self._prices.of(about, tier, rows)
         if self._ledger.spend(accounts, cost) is not None:
             tier, cost = self._otherwise(caller, tier, rows, about)
         if self._fallen and (cost.bits or cost.rho):
             self._rise(client, slot, tier)
         return Decision(client, slot, tier, rows, accounts, about, [cost])
-
-    def _cost(self, about: Hashable, tier: str, rows: int) -> Cost:
-        """What is charged for `rows` beforehand: what their answers cost at least, as far as that is known."""
-        cost = self._known[tier].get(about, _NOTHING).times(rows, queries=rows if self._counts else 0)
-        if len(self._costs) >= MOST:
-            self._costs.clear()
-        self._costs[about, tier, rows] = cost
-        return cost
 
     def _otherwise(self, caller: Caller, tier: str, rows: int, about: Hashable) -> tuple[str, Cost]:
         """The tier that answers where `tier` cannot be paid for, and what was charged; nothing, if it raises Denied.
@@ -138,7 +123,7 @@ class Admission:
         assert self._ledger is not None
         payers = windows = caller.accounts
         while True:
-            cost = self._cost(about, tier, rows)
+            cost = self._prices.of(about, tier, rows)
             answers = cost._replace(queries=0)
             if (short := self._ledger.spend(payers, answers)) is not None:
                 tier = self._instead(caller.client, caller.slot, tier, short)
@@ -189,7 +174,7 @@ class Admission:
         What was charged beforehand is settled, once. Raises Denied, and whatever `Answer` does.
         """
         answer = answer.at(decision.tier)
-        if not self._prices:
+        if not self._priced:
             return answer
         assert self._ledger is not None
         paid: Cost = decision.advance.pop() if decision.advance else _NOTHING
@@ -197,7 +182,7 @@ class Admission:
             cost = answer.cost
             if cost.bits == paid.bits and cost.rho == paid.rho:
                 return answer
-            self._learn(decision.about, answer)
+            self._prices.learn(decision.about, answer.tier, answer.price)
             more = Cost(max(0, cost.bits - paid.bits), max(0, cost.rho - paid.rho))
             if (short := self._ledger.spend(decision.accounts, more)) is None:
                 less = Cost(max(0, paid.bits - cost.bits), max(0, paid.rho - cost.rho))
@@ -207,16 +192,6 @@ class Admission:
             self._ledger.credit(decision.accounts, paid)
             paid = _NOTHING
             answer = answer.at(self._instead(decision.client, decision.slot, answer.tier, short))
-
-    def _learn(self, about: Hashable, answer: Answer) -> None:
-        known, price = self._known[answer.tier], answer.price
-        if len(known) >= MOST:
-            known.clear()
-        before = known.get(about)
-        least = price if before is None else Cost(min(before.bits, price.bits), min(before.rho, price.rho))
-        if least != before:
-            known[about] = least
-            self._costs.clear()
 
     def forgo(self, decision: Decision) -> None:
         """Take back what was charged beforehand for an answer that does not come."""
@@ -248,7 +223,7 @@ class Admission:
 
     def credit(self, decision: Decision, answer: Answer) -> None:
         """Take back what was charged for rows that the client has been told before."""
-        if not self._prices or not answer.creditable or decision.slot == self._pooled:
+        if not self._priced or not answer.creditable or decision.slot == self._pooled:
             return
         assert self._ledger is not None
         assert answer.nonces is not None
@@ -287,18 +262,6 @@ class Admission:
         fallen = self._fallen.get(slot) if self._fallen else None
         if fallen is not None and fallen != tier and stricter(self._tiers, fallen, tier) == fallen:
             self._fall(client, slot, self._default)
-
-    def _tell_once(self, kind: str, client: str, **evidence: Any) -> None:
-        """An event, unless the same was told a moment ago; `times` counts what was not told since."""
-        key, now = (kind, client, *map(str, evidence.values())), self._clock()
-        at, times = self._told.get(key, (now - PAUSE, 0))
-        if 0 <= now - at < PAUSE:
-            self._told[key] = at, times + 1
-            return
-        if len(self._told) >= MOST:
-            self._told.clear()
-        self._told[key] = now, 0
-        self._tell(kind, client, **evidence, times=times + 1)
 
     # What the operator asks and does
 

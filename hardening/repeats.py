@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 #: Rows remembered for each client. Larger batches are charged whole: they would push out what they are looked up in.
 MOST = 16
-#: Bytes of an entry: the nonce, what else tells questions apart, and a digest of the answer.
-_NONCE, _TERMS, _ANSWER = 12, 4, 8
-_QUESTION, _SIZE = _NONCE + _TERMS, _NONCE + _TERMS + _ANSWER
+#: An entry: the nonce, what else tells questions apart, and a digest of the answer; the first two are the question.
+_ENTRY = struct.Struct("<12sIq")
+_QUESTION, _SIZE = 16, _ENTRY.size
 
 
 class Repeats:
@@ -45,21 +46,22 @@ class Repeats:
         rows, known = len(nonces), self._lately.get(slot, b"")
         if known is None or rows > MOST:
             return 0
-        repeated, terms = 0, (hash((payers, tier, *outputs)) & 0xFFFFFFFF).to_bytes(_TERMS, "little")
+        repeated, terms = 0, hash((payers, tier, *outputs)) & 0xFFFFFFFF
         for i in range(rows):
-            parts = outputs.values() if rows == 1 else [value[i] for value in outputs.values()]
-            question = (nonces if rows == 1 else nonces[i]).tobytes() + terms
-            told = b"".join([self._secret, *[part.tobytes() for part in parts]])
-            answer = hash(told).to_bytes(_ANSWER, "little", signed=True)
+            told = self._secret
+            for value in outputs.values():
+                told += (value if rows == 1 else value[i]).tobytes()
+            entry = _ENTRY.pack((nonces if rows == 1 else nonces[i]).tobytes(), terms, hash(told))
+            question = entry[:_QUESTION]
             at = known.find(question)
             while at % _SIZE and at > 0:  # not where an entry begins
                 at = known.find(question, at + 1)
             if at >= 0:
-                if known[at + _QUESTION : at + _SIZE] != answer:
+                if known[at : at + _SIZE] != entry:
                     self._lately[slot] = None
                     return 0
                 repeated += 1
                 known = known[:at] + known[at + _SIZE :]
-            known += question + answer
+            known += entry
         self._lately[slot] = known[-MOST * _SIZE :]
         return repeated

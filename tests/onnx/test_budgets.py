@@ -17,6 +17,7 @@ import hardening
 from hardening.config import KeySource, Output, Policy
 from hardening.errors import Denied
 from hardening.ledger import Budget, Window
+from hardening.prices import Prices
 from hardening.transforms import Gaussian, LabelOnly, Project, Types
 from hardening.types import Identity
 from tests.onnx.test_session import MODEL
@@ -61,7 +62,7 @@ def test_whoever_is_refused_leaves_no_scores_behind(tmp_path: Path) -> None:
         session.run(["p"], {"x": X[i : i + 1]}, client="alice")
     bound = session._HardenedSession__buffers._last.bound  # type: ignore[attr-defined]
     assert session.guard._admission is not None
-    session.guard._admission._known["normal"].clear()  # or the model would not even run
+    session.guard._admission._prices = Prices(counts=False)  # or the model would not even run
     with pytest.raises(Denied) as caught:
         session.run(["p"], {"x": X[9:10]}, client="alice")
     assert not bound._results[0].any()
