@@ -10,17 +10,22 @@ from hardening.errors import ConfigError, InputError
 from hardening.events import LogSink
 from hardening.keys import read_reference
 from hardening.ledger import Account, Cost, Ledger, open_ledger
+from hardening.ledger.ledger import CAPACITY
 from hardening.types import Clock, Sink
 
 _LONGEST_REASON = 500
 
 
 def open_budgets(policy: Policy, sink: Sink, clock: Clock = time.time) -> Ledger:
-    """The ledger over the books that `policy` names. Raises ConfigError."""
+    """The ledger over the books that `policy` names, with room for an account of each client on each rung.
+
+    Raises ConfigError.
+    """
     rules = policy.ledger
     password = read_reference(rules.password, policy.root, "ledger.password") if rules.password else None
     said = None if password is None else password.decode(errors="replace").strip()
-    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock)
+    room = max(CAPACITY, policy.clients.capacity * len(policy.budgets))
+    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock, capacity=room)
 
 
 def granted(policy: Policy, client: str, rung: str, bits: float, rho: float, reason: str) -> tuple[Account, Cost]:

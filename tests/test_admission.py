@@ -457,6 +457,19 @@ def test_a_full_table_of_clients_forgets_no_budget(tmp_path: Path, monkeypatch: 
     assert len(world.guard.clients()) == 4
 
 
+def test_the_ledger_has_room_for_the_clients_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardening.budgets.CAPACITY", 3)
+    for capacity, answered in ((2, 4), (7, 7)):
+        rules = policy(tmp_path, clients=ClientRules(capacity=capacity), budgets={"credential": Budget(bits=20.0)})
+        count = 0
+        with hardening.Guard(rules) as guard:
+            for i in range(7):
+                with contextlib.suppress(Denied):
+                    guard.harden({"p": P[:1]}, client=f"c{i}")
+                    count += 1
+        assert count == answered, "what is beyond shares one account"
+
+
 @pytest.mark.parametrize("where", ["harden", "credit"])
 def test_what_fails_after_the_charge_stays_charged(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(policy(tmp_path, {"normal": NOISY}, budgets={"credential": Budget(bits=1e4)}))
