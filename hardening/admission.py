@@ -204,8 +204,11 @@ class Admission:
         None if it can stay as it is. Raises Denied.
         """
         client, slot = decision.client, decision.slot
-        before, now = self._acting.get(slot, CALM), self._clock()
-        _, after = decide(self._policy.respond, before, self._suspicion(client, slot), Query(0, now))
+        rules, suspicion = self._policy.respond, self._suspicion(client, slot)
+        if suspicion < rules.boundary:
+            return None
+        before = self._acting.get(slot, CALM)
+        _, after = decide(rules, before, suspicion, Query(0, self._clock()))
         if after.step <= before.step:
             return None
         tier = stricter(self._tiers, answer.tier, self._respond(client, slot, decision.rows))
