@@ -156,6 +156,43 @@ def test_an_exhausted_client_is_met_before_the_model_runs(tmp_path: Path) -> Non
     assert world.guard.admit("carol", 8).tier == "label", "what answers cost is known from those to others"
 
 
+def test_answers_of_one_kind_that_cost_more_or_less_are_charged_what_they_cost(tmp_path: Path) -> None:
+    """What was charged beforehand is the least so far; the rest follows, and what was too much is given back."""
+    rules = Policy({"text": Output("open")}, root=tmp_path, budgets={"credential": Budget(bits=8 * 60.0)})
+    world, spent = World(rules), 0
+    for length in (9, 12, 3, 12, 1, 20):
+        world.guard.harden({"text": np.array(["x" * length], object)}, client="alice")
+        spent += length
+        assert world.total() == pytest.approx(8 * spent, rel=1e-6)
+    with pytest.raises(Denied):
+        world.guard.harden({"text": np.array(["x" * 4], object)}, client="alice")
+    assert world.total() == pytest.approx(8 * spent, rel=1e-6), "nothing of what was too dear"
+    world.guard.harden({"text": np.array(["x" * 3], object)}, client="alice")
+    assert world.total() == pytest.approx(8 * 60, rel=1e-6)
+    with pytest.raises(Denied):
+        world.guard.admit("alice", 1)
+
+
+def test_an_answer_without_rows_that_says_something_is_charged(tmp_path: Path) -> None:
+    rules = Policy({"text": Output("open")}, root=tmp_path, budgets={"credential": Budget(bits=1e4)})
+    world = World(rules)
+    for times in (1, 2):
+        decision = world.guard.admit("alice", 0)
+        world.guard.release(decision, {"text": np.zeros(4, "f4")}, None)
+        assert world.total() == pytest.approx(128 * times, rel=1e-6)
+
+
+def test_a_decision_pays_for_one_answer(tmp_path: Path) -> None:
+    world = World(policy(tmp_path, budgets={"credential": Budget(bits=1e4)}))
+    world.ask()
+    decision = world.guard.admit("alice", 1)
+    for times in (2, 3):
+        world.guard.release(decision, {"p": P[:1].copy()}, None)
+        assert world.total() == pytest.approx(times * NORMAL, rel=1e-6)
+    world.guard.forgo(decision)
+    assert world.total() == pytest.approx(3 * NORMAL, rel=1e-6), "what was released is not given back"
+
+
 def test_what_is_denied_is_wiped(tmp_path: Path) -> None:
     world = World(policy(tmp_path, budgets={"credential": Budget(bits=100.0)}))
     decision = world.guard.admit("alice", 8)
