@@ -105,15 +105,15 @@ class Admission:
     def admit(self, caller: Caller, rows: int, about: Hashable) -> Decision:
         """Charge `rows`, and their answers if it is known what they cost; say which tier answers. Raises Denied."""
         client, slot, accounts, _ = caller
-        tier = self._respond(client, slot, rows) if self._responds else self._default
+        tier, step = self._respond(client, slot, rows) if self._responds else (self._default, -1)
         if self._ledger is None:
-            return Decision(client, slot, tier, rows)
+            return Decision(client, slot, tier, rows, step=step)
         cost = self._prices.of(about, tier, rows)
         if self._ledger.spend(accounts, cost) is not None:
             tier, cost = self._otherwise(caller, tier, rows, about)
         if self._fallen and (cost.bits or cost.rho):
             self._rise(client, slot, tier)
-        return Decision(client, slot, tier, rows, accounts, about, [cost])
+        return Decision(client, slot, tier, rows, accounts, about, [cost], step)
 
     def _otherwise(self, caller: Caller, tier: str, rows: int, about: Hashable) -> tuple[str, Cost]:
         """The tier that answers where `tier` cannot be paid for, and what was charged; nothing, if it raises Denied.
@@ -137,12 +137,12 @@ class Admission:
             windows = tuple(account for account in windows if account.rung != rung)
             tier = stricter(self._tiers, tier, verdict)
 
-    def _respond(self, client: str, slot: int, rows: int) -> str:
-        """What the evidence says: the tier that answers. Raises Denied."""
+    def _respond(self, client: str, slot: int, rows: int) -> tuple[str, int]:
+        """What the evidence says: the tier that answers, and the step in force. Raises Denied."""
         rules = self._policy.respond
         suspicion = self._suspicion(client, slot)
         if suspicion < rules.boundary and slot not in self._acting:
-            return self._default
+            return self._default, -1
         with self._stepping:
             before = self._acting.get(slot, CALM)
             choice, acting = decide(rules, before, suspicion, Query(rows, self._clock()))
@@ -158,7 +158,7 @@ class Admission:
             self._tell_once("denied", client, reason=choice.refusal, shadow=True)
         elif choice.refusal:
             self._refuse(client, choice.refusal)
-        return self._default if rules.shadow or choice.tier is None else choice.tier
+        return self._default if rules.shadow or choice.tier is None else choice.tier, acting.step
 
     def _said(self, acting: Acting) -> str:
         if acting.step < 0:
@@ -207,12 +207,12 @@ class Admission:
         rules, suspicion = self._policy.respond, self._suspicion(client, slot)
         if suspicion < rules.boundary:
             return None
-        before = self._acting.get(slot, CALM)
-        _, after = decide(rules, before, suspicion, Query(0, self._clock()))
-        if after.step <= before.step:
+        _, acting = decide(rules, self._acting.get(slot, CALM), suspicion, Query(0, self._clock()))
+        if acting.step <= decision.step:
             return None
-        tier = stricter(self._tiers, answer.tier, self._respond(client, slot, decision.rows))
-        return None if tier == answer.tier else decision._replace(tier=tier, advance=[answer.cost])
+        tier, step = self._respond(client, slot, decision.rows)
+        tier = stricter(self._tiers, answer.tier, tier)
+        return None if tier == answer.tier else decision._replace(tier=tier, advance=[answer.cost], step=step)
 
     def _instead(self, client: str, slot: int, tier: str, short: Shortfall) -> str:
         """What answers instead of `tier`, for which bits or rho fall `short`. Raises Denied."""

@@ -94,7 +94,8 @@ class Decision(NamedTuple):
     """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them. For one answer.
 
     `accounts` are those of the ledger, a rung and a name each; none without budgets. `about` is what was asked, as
-    `Guard.admit` was told; `advance` holds what was charged for the answer beforehand, until that is settled.
+    `Guard.admit` was told; `advance` holds what was charged for the answer beforehand, until that is settled; `step` is
+    the number of the response that was in force, or -1.
     """
 
     client: str
@@ -104,6 +105,7 @@ class Decision(NamedTuple):
     accounts: tuple[Any, ...] = ()
     about: Any = None
     advance: Any = None
+    step: int = -1
 
 
 @dataclass(frozen=True, slots=True)

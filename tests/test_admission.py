@@ -699,6 +699,27 @@ def test_a_large_answer_that_is_refused_leaves_nothing_and_stays_charged(tmp_pat
     world.denied()
 
 
+def test_large_requests_at_the_same_time_are_judged_by_what_came_in_between(tmp_path: Path) -> None:
+    """Also if another request of the client took the step before this one was there."""
+    level = {"alice": 0.0}
+    respond = Response((Step(0.5, throttle=Window("1m", 8)), Step(1.0, tier="label"), Step(2.0, deny=True)), rows=4)
+    world = suspected(policy(tmp_path, respond=respond), level)
+    early = [world.guard.admit("alice", 8) for _ in range(4)]
+    level["alice"] = 0.5
+    world.ask()
+    with pytest.raises(Denied):
+        world.guard.release(early[0], {"p": P.copy()}, None)
+    level["alice"] = 1.0
+    assert tier_of(world.ask(rows=5)) == "label"
+    assert tier_of(world.guard.release(early[1], {"p": P.copy()}, None)["p"]) == "label"
+    level["alice"] = 2.0
+    world.denied()
+    with pytest.raises(Denied):
+        world.guard.release(early[2], {"p": P.copy()}, None)
+    level["alice"] = 0.0
+    assert tier_of(world.guard.release(early[3], {"p": P.copy()}, None)["p"]) == "normal"
+
+
 def test_shadow_only_says_what_would_have_been(tmp_path: Path) -> None:
     level = {"alice": 0.0}
     shadow = dataclasses.replace(RESPOND, shadow=True)
