@@ -24,6 +24,7 @@ from hardening.ledger import Account, Cost, Ledger, Shortfall
 from hardening.ledger.amounts import UNITS
 from hardening.policy import CALM, DENY, Acting, Query, decide, fallen_back, stricter
 from hardening.prices import Prices
+from hardening.repeats import MOST as FEW
 from hardening.repeats import Repeats
 from hardening.types import Clock, Decision, Identity, Standing
 
@@ -226,11 +227,11 @@ class Admission:
 
     def credit(self, decision: Decision, answer: Answer) -> None:
         """Take back what was charged for rows that the client has been told before."""
-        if not self._priced or not answer.creditable or decision.slot == self._pooled:
+        rows = decision.rows
+        if not self._priced or rows > FEW or decision.slot == self._pooled or not answer.creditable:
             return
         assert self._ledger is not None
         assert answer.nonces is not None
-        rows = len(answer.nonces)
         repeated = self._repeats.count(decision.slot, decision.accounts, answer.tier, answer.nonces, answer.outputs)
         if repeated:
             bits, rho, _ = answer.cost
