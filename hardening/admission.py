@@ -1,40 +1,35 @@
 """Admission: on which terms a caller is answered, and who pays. What a policy says beyond hardening alone is done here.
 
-Rows are charged when they are asked, bits and privacy loss when it is known what an answer costs, before anything is
-hardened; whoever cannot pay is answered by a stricter tier that can be paid for, or not at all.
+Rows are charged when they are asked, and with them, as soon as it is known what an answer to a question of the kind
+costs, bits and privacy loss; what is missing is charged before anything is hardened. Whoever cannot pay is answered by
+a stricter tier that can be paid for, or not at all.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Hashable
+from typing import NoReturn
 
 from hardening.answer import Answer
 from hardening.budgets import granted
 from hardening.clients import POOLED
 from hardening.config import Policy
 from hardening.errors import Denied, LedgerError
+from hardening.events import Once
+from hardening.forks import watch
 from hardening.ladder import Caller, Ladder
 from hardening.ledger import Account, Cost, Ledger, Shortfall
 from hardening.ledger.amounts import UNITS
 from hardening.policy import CALM, DENY, Acting, Query, decide, fallen_back, stricter
+from hardening.prices import Prices
+from hardening.repeats import MOST as FEW
 from hardening.repeats import Repeats
 from hardening.types import Clock, Decision, Identity, Standing
 
-#: Entries of what is remembered only to save work; beyond that it is forgotten.
-MOST = 16_384
-#: Seconds between two events that say the same about the same client.
-PAUSE = 60.0
-
-
-class _Exhausted(NamedTuple):
-    """A tier that could not be paid for: what a row cost, what is done instead, and who fell short."""
-
-    bits: int
-    rho: int
-    instead: str
-    short: Shortfall
+_NOTHING = Cost()
+_NAMES = (str, Identity)
 
 
 class Admission:
@@ -44,10 +39,15 @@ class Admission:
         policy: budgets, response, identity.
         model: name of the account of the rung ``model``.
         ledger: where the budgets are, or None without any; closed by `close`.
-        suspicion: evidence against a client, in units of the alarm threshold.
+        suspicion: evidence against a client, given its name and slot, in units of the alarm threshold.
         pooled: the slot of clients who have none of their own.
         tell: emits an event: kind, client, evidence.
         clock: seconds since the epoch.
+
+    Clients without a slot of their own share one, and with it what is in force about it.
+
+    Attributes:
+        at_once: most rows that are answered before their own evidence is looked at.
 
     Safe to share between threads.
     """
@@ -57,7 +57,7 @@ class Admission:
         policy: Policy,
         model: str,
         ledger: Ledger | None,
-        suspicion: Callable[[str], float],
+        suspicion: Callable[[str, int | None], float],
         pooled: int,
         tell: Callable[..., None],
         clock: Clock,
@@ -67,14 +67,20 @@ class Admission:
         self._ladder = Ladder(policy.clients, policy.budgets, model, clock)
         self._tiers, self._default = policy.tiers, policy.tiers[0]
         budgets = policy.budgets.values()
-        self._counts = any(budget.queries is not None for budget in budgets)
-        self._prices = any(budget.bits is not None or budget.rho is not None for budget in budgets)
+        self._priced = any(budget.bits is not None or budget.rho is not None for budget in budgets)
+        self._prices = Prices(counts=any(budget.queries is not None for budget in budgets))
+        self._responds = bool(policy.respond.suspicion)
+        self.at_once = policy.respond.rows if policy.respond.suspicion else math.inf
         self._acting: dict[int, Acting] = {}
-        self._stepping = threading.Lock()
-        self._exhausted: dict[tuple[Account, ...], dict[str, _Exhausted]] = {}
         self._fallen: dict[int, str] = {}
         self._repeats = Repeats()
-        self._told: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._tell_once = Once(tell, clock).tell
+        self.begin_again()
+        watch(self)
+
+    def begin_again(self) -> None:
+        """In a process just forked: another thread's hold on the lock is the parent's."""
+        self._stepping = threading.Lock()
 
     def forget(self) -> None:
         """Know no caller any more: each is placed anew."""
@@ -86,9 +92,10 @@ class Admission:
         if self._ledger is not None:
             self._ledger.close()
 
-    def known(self, who: str | Identity) -> Caller | None:
-        """A caller who was placed before, and still stands there."""
-        return self._ladder.known(who)
+    def again(self, who: str | Identity, rows: int, about: Hashable) -> Decision | None:
+        """What `admit` says about a caller who was placed before, and still stands there; None for any other."""
+        caller = self._ladder.known(who) if isinstance(who, _NAMES) else None
+        return None if caller is None else self.admit(caller, rows, about)
 
     def place(self, who: str | Identity, slot: int) -> Caller:
         """Find the accounts of `who`, whose client has the account `slot`. Raises InputError, Denied."""
@@ -100,41 +107,63 @@ class Admission:
 
     # Before the model runs
 
-    def admit(self, caller: Caller, rows: int) -> Decision:
-        """Charge `rows`, and say which tier answers. Raises Denied."""
-        tier = wanted = self._respond(caller, rows)
-        if self._exhausted or self._fallen:
-            tier = self._affordable(caller, wanted, rows)
-            self._fall(caller.client, caller.slot, self._default if tier == wanted else tier)
-        if self._counts:
-            answering = self._charge(caller, tier, rows)
-            if answering != tier:
-                tier = self._affordable(caller, answering, rows)
-        return Decision(caller.client, caller.slot, tier, rows, caller.accounts)
+    def admit(self, caller: Caller, rows: int, about: Hashable) -> Decision:
+        """Charge `rows`, and their answers if it is known what they cost; say which tier answers. Raises Denied."""
+        client, slot, accounts, _ = caller
+        tier, step = self._respond(client, slot, rows) if self._responds else (self._default, -1)
+        if self._ledger is None:
+            return Decision(client, slot, tier, rows, step=step)
+        cost = self._prices.of(about, tier, rows)
+        if self._ledger.spend(accounts, cost) is not None:
+            tier, cost = self._otherwise(caller, tier, rows, about)
+        if self._fallen and (cost.bits or cost.rho):
+            self._rise(client, slot, tier)
+        return Decision(client, slot, tier, rows, accounts, about, [cost], step)
 
-    def _respond(self, caller: Caller, rows: int) -> str:
+    def _otherwise(self, caller: Caller, tier: str, rows: int, about: Hashable) -> tuple[str, Cost]:
+        """The tier that answers where `tier` cannot be paid for, and what was charged; nothing, if it raises Denied.
+
+        A window that is spent does not take part any more, but says which tier answers.
+        """
+        assert self._ledger is not None
+        payers = windows = caller.accounts
+        while True:
+            cost = self._prices.of(about, tier, rows)
+            answers = cost._replace(queries=0)
+            if (short := self._ledger.spend(payers, answers)) is not None:
+                tier = self._instead(caller.client, caller.slot, tier, short)
+                continue
+            if (short := self._ledger.spend(windows, Cost(queries=cost.queries))) is None:
+                return tier, cost
+            self._ledger.credit(payers, answers)
+            rung = short.account.partition(":")[0]
+            verdict = DENY if short.cause == "unreachable" else self._policy.budgets[rung].on_exhausted
+            self._short(caller.client, short, verdict)
+            windows = tuple(account for account in windows if account.rung != rung)
+            tier = stricter(self._tiers, tier, verdict)
+
+    def _respond(self, client: str, slot: int, rows: int) -> tuple[str, int]:
+        """What the evidence says: the tier that answers, and the step in force. Raises Denied."""
         rules = self._policy.respond
-        if not rules.suspicion:
-            return self._default
-        suspicion = self._suspicion(caller.client)
-        if suspicion < rules.boundary and caller.slot not in self._acting:
-            return self._default
+        suspicion = self._suspicion(client, slot)
+        if suspicion < rules.boundary and slot not in self._acting:
+            return self._default, -1
         with self._stepping:
-            before = self._acting.get(caller.slot, CALM)
+            before = self._acting.get(slot, CALM)
             choice, acting = decide(rules, before, suspicion, Query(rows, self._clock()))
             if acting == CALM:
-                self._acting.pop(caller.slot, None)
+                self._acting.pop(slot, None)
             else:
-                self._acting[caller.slot] = acting
+                self._acting[slot] = acting
         if acting.step != before.step:
             steps = {"from": self._said(before), "to": self._said(acting), "because": "suspicion"}
             until = acting.until if acting.step >= 0 else None
-            self._tell("tier-changed", caller.client, **steps, suspicion=suspicion, until=until, shadow=rules.shadow)
+            self._tell("tier-changed", client, **steps, suspicion=suspicion, until=until, shadow=rules.shadow)
         if choice.refusal and rules.shadow:
-            self._tell_once("denied", caller.client, reason=choice.refusal, shadow=True)
+            self._tell_once("denied", client, reason=choice.refusal, shadow=True)
         elif choice.refusal:
-            self._refuse(caller.client, choice.refusal)
-        return self._default if rules.shadow or choice.tier is None else choice.tier
+            self._refuse(client, choice.refusal)
+        return self._default if rules.shadow or choice.tier is None else choice.tier, acting.step
 
     def _said(self, acting: Acting) -> str:
         if acting.step < 0:
@@ -142,72 +171,72 @@ class Admission:
         step = self._policy.respond.suspicion[acting.step]
         return DENY if step.deny else (step.tier or self._default) + ", throttled" * (step.throttle is not None)
 
-    def _charge(self, caller: Caller, tier: str, rows: int) -> str:
-        """Charge the rows; a window that is spent does not take part, but says which tier answers."""
-        assert self._ledger is not None
-        accounts = caller.accounts
-        while (short := self._ledger.spend(accounts, Cost(queries=rows))) is not None:
-            rung = short.account.partition(":")[0]
-            verdict = DENY if short.cause == "unreachable" else self._policy.budgets[rung].on_exhausted
-            self._short(caller.client, short, verdict)
-            tier = stricter(self._tiers, tier, verdict)
-            accounts = tuple(account for account in accounts if account.rung != rung)
-        return tier
-
-    def _affordable(self, caller: Caller, tier: str, rows: int) -> str:
-        """The tier that answers instead of ones that could not be paid for, as far as is known. Raises Denied."""
-        spent = self._exhausted.get(caller.accounts)
-        while spent and (found := spent.get(tier)) is not None:
-            assert self._ledger is not None
-            need = Cost(found.bits * rows, found.rho * rows)
-            if self._ledger.spend(caller.accounts, need) is None:  # a grant, or fewer rows
-                self._ledger.credit(caller.accounts, need)
-                spent.pop(tier, None)
-                if not spent:
-                    self._exhausted.pop(caller.accounts, None)
-                break
-            tier = found.instead
-            if tier == DENY:
-                self._fall(caller.client, caller.slot, DENY)
-                self._refuse(caller.client, f"{found.short.kind} of {found.short.account} are {found.short.cause}")
-        return tier
-
     # Before the answer is released, and after
 
     def pay(self, decision: Decision, answer: Answer) -> Answer:
         """Charge for `answer` as the decision's tier hardens it, or as one does that can be paid for; return that.
 
-        Raises Denied, and whatever `Answer` does.
+        What was charged beforehand is settled, once. Raises Denied, and whatever `Answer` does.
         """
         answer = answer.at(decision.tier)
-        if not self._prices:
+        if not self._priced:
             return answer
         assert self._ledger is not None
-        while (short := self._ledger.spend(decision.accounts, answer.cost)) is not None:
-            if short.cause == "unreachable":
-                self._short(decision.client, short, DENY)
-            answer = answer.at(self._instead(decision, answer, short))
-        return answer
+        paid: Cost = decision.advance.pop() if decision.advance else _NOTHING
+        while True:
+            cost = answer.cost
+            if cost.bits == paid.bits and cost.rho == paid.rho:
+                return answer
+            self._prices.learn(decision.about, answer.tier, answer.price)
+            more = Cost(max(0, cost.bits - paid.bits), max(0, cost.rho - paid.rho))
+            if (short := self._ledger.spend(decision.accounts, more)) is None:
+                less = Cost(max(0, paid.bits - cost.bits), max(0, paid.rho - cost.rho))
+                self._ledger.credit(decision.accounts, less)
+                self._rise(decision.client, decision.slot, answer.tier)
+                return answer
+            self._ledger.credit(decision.accounts, paid)
+            paid = _NOTHING
+            answer = answer.at(self._instead(decision.client, decision.slot, answer.tier, short))
 
-    def _instead(self, decision: Decision, answer: Answer, short: Shortfall) -> str:
+    def forgo(self, decision: Decision) -> None:
+        """Take back what was charged beforehand for an answer that does not come."""
+        if decision.advance and self._ledger is not None:
+            self._ledger.credit(decision.accounts, decision.advance.pop())
+
+    def judge(self, decision: Decision, answer: Answer) -> Decision | None:
+        """Another decision about `answer`, which is hardened and not released, now that its own evidence is in.
+
+        None if it can stay as it is. Raises Denied.
+        """
+        client, slot = decision.client, decision.slot
+        rules, suspicion = self._policy.respond, self._suspicion(client, slot)
+        if suspicion < rules.boundary:
+            return None
+        _, acting = decide(rules, self._acting.get(slot, CALM), suspicion, Query(0, self._clock()))
+        if acting.step <= decision.step:
+            return None
+        tier, step = self._respond(client, slot, decision.rows)
+        tier = stricter(self._tiers, answer.tier, tier)
+        return None if tier == answer.tier else decision._replace(tier=tier, advance=[answer.cost], step=step)
+
+    def _instead(self, client: str, slot: int, tier: str, short: Shortfall) -> str:
+        """What answers instead of `tier`, for which bits or rho fall `short`. Raises Denied."""
+        if short.cause == "unreachable":
+            self._short(client, short, DENY)
         rung = short.account.partition(":")[0]
-        tier = fallen_back(self._tiers, answer.tier, self._policy.budgets[rung].on_exhausted)
-        if len(self._exhausted) >= MOST:
-            self._exhausted.clear()
-        rows = max(1, decision.rows)
-        found = _Exhausted(answer.cost.bits // rows, answer.cost.rho // rows, tier, short)
-        self._exhausted.setdefault(decision.accounts, {})[answer.tier] = found
-        self._fall(decision.client, decision.slot, tier)
-        self._short(decision.client, short, tier)
+        tier = fallen_back(self._tiers, tier, self._policy.budgets[rung].on_exhausted)
+        self._fall(client, slot, tier)
+        self._short(client, short, tier)
         return tier
 
     def credit(self, decision: Decision, answer: Answer) -> None:
         """Take back what was charged for rows that the client has been told before."""
-        if not self._prices or answer.nonces is None or decision.slot == self._pooled:
+        rows = decision.rows
+        if not self._priced or rows > FEW or decision.slot == self._pooled or not answer.creditable:
             return
         assert self._ledger is not None
-        rows = len(answer.nonces)
-        repeated = self._repeats.count(decision.slot, decision.accounts, answer.nonces, answer.outputs)
+        assert answer.nonces is not None
+        repeated = self._repeats.count(decision.slot, decision.accounts, answer.tier, answer.nonces, answer.outputs)
         if repeated:
             bits, rho, _ = answer.cost
             self._ledger.credit(decision.accounts, Cost(bits * repeated // rows, rho * repeated // rows))
@@ -236,17 +265,11 @@ class Admission:
             self._fallen[slot] = tier
         self._tell_once("tier-changed", client, **{"from": before, "to": tier, "because": "budget"})
 
-    def _tell_once(self, kind: str, client: str, **evidence: Any) -> None:
-        """An event, unless the same was told a moment ago; `times` counts what was not told since."""
-        key, now = (kind, client, *map(str, evidence.values())), self._clock()
-        at, times = self._told.get(key, (now - PAUSE, 0))
-        if 0 <= now - at < PAUSE:
-            self._told[key] = at, times + 1
-            return
-        if len(self._told) >= MOST:
-            self._told.clear()
-        self._told[key] = now, 0
-        self._tell(kind, client, **evidence, times=times + 1)
+    def _rise(self, client: str, slot: int, tier: str) -> None:
+        """A client's lifetime budgets have paid for `tier`."""
+        fallen = self._fallen.get(slot) if self._fallen else None
+        if fallen is not None and fallen != tier and stricter(self._tiers, fallen, tier) == fallen:
+            self._fall(client, slot, self._default)
 
     # What the operator asks and does
 
@@ -257,9 +280,9 @@ class Admission:
             tier = self._fallen.get(slot, tier)
             rules, acting = self._policy.respond, self._acting.get(slot, CALM)
             if rules.suspicion and not rules.shadow:
-                choice, _ = decide(rules, acting, self._suspicion(client), Query(0, self._clock()))
+                choice, _ = decide(rules, acting, self._suspicion(client, slot), Query(0, self._clock()))
                 tier = stricter(self._tiers, tier, DENY if choice.refusal else choice.tier or self._default)
-        return self._accounted(row._replace(suspicion=self._suspicion(client), tier=tier), client)
+        return self._accounted(row._replace(suspicion=self._suspicion(client, slot), tier=tier), client)
 
     def _accounted(self, row: Standing, client: str) -> Standing:
         budget = self._policy.budgets.get("credential")
@@ -284,6 +307,3 @@ class Admission:
         account, cost = granted(self._policy, client, rung, bits, rho, reason)
         assert self._ledger is not None
         self._ledger.grant(account, cost, reason=reason)
-        for accounts in list(self._exhausted):
-            if account in accounts:
-                self._exhausted.pop(accounts, None)

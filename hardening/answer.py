@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hardening.asked import question_of, searched
 from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
+from hardening.forks import watch
 from hardening.kernels import layout
 from hardening.kernels.layout import Job
 from hardening.ledger import Cost
@@ -44,12 +45,17 @@ class Programs:
         self.logged, self.secret = logged, secret or key
         self.policy, self.key, self.model_digest = policy, key, model_digest
         self._known: dict[tuple[str, str, int], Program] = {}
-        self._building = threading.Lock()
+        self.begin_again()
+        watch(self)
         self.tag = functools.lru_cache(maxsize=4096)(self._tag)
 
     def names(self, output: str) -> bool:
         """Whether the questions about an output are told apart, even if its noise is not keyed on them."""
         return self.secret is not None and (output in self.baselines or output == self.logged)
+
+    def begin_again(self) -> None:
+        """In a process just forked: another thread's hold on the lock is the parent's."""
+        self._building = threading.Lock()
 
     def get(self, output: str, tier: str, width: int) -> Program:
         program = self._known.get((output, tier, width))
@@ -84,6 +90,8 @@ class Answer:
         tier: as given.
         nonces: of noise keyed on the input, once it is hardened: uint32 ``(rows, 3)``, one for each distinct row.
         searched: what near duplicates are to be looked for in, ``(rows, ...)``, if the policy asks for it.
+        repeatable: whether the question decides all of the answer, given model and client: no part of it is drawn
+            afresh, or goes by what the client has seen meanwhile.
 
     Raises ReleaseError if an output is not what the policy expects, InputError if the noise, or the search for near
     duplicates, needs inputs and those given will not do.
@@ -107,11 +115,13 @@ class Answer:
         self.entries: list[tuple[str, Task | None, NDArray[np.int64]]] = []
         self._programs, self.tier, self._inputs = programs, tier, inputs
         self._others: dict[str, Answer] = {}
-        self._bits, self._rho = 0.0, 0.0
+        self._kept: dict[str, NDArray[Any]] = {}
+        self._bits, self._rho = 0.0, 0.0  # of each row
         near = programs.policy.detect.near
         self.searched = None if near is None else searched(inputs, rows, near.input)
         self._names: NDArray[np.uint32] | None = None
         self.nonces: NDArray[np.uint32] | None = None
+        self.repeatable = True
         self._maps: dict[str, NDArray[np.float32]] = {}
         self._fresh: list[NDArray[np.uint32]] = []
         self._derived: list[tuple[str, str, Output]] = []
@@ -122,13 +132,24 @@ class Answer:
                 raise ReleaseError(rules.label_output or "", None, f"is derived from {name!r}, which was not given")
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
-        #: The one job there is, if one call of a kernel is all there is to do, and nobody has to pay for it.
-        self.only = None if programs.policy.selective or programs.policy.detect.watches else self._only()
+        #: The one job there is, if one call of a kernel is all there is to do; `only` where nobody has to pay for it.
+        self.single = self._single()
+        self.only = None if programs.policy.selective or programs.policy.detect.watches else self.single
+
+    @functools.cached_property
+    def price(self) -> Cost:
+        """What the answer to each row is charged: the same for all answers of a kind."""
+        return Cost.of(self._bits, self._rho)
 
     @functools.cached_property
     def cost(self) -> Cost:
         """What the whole answer is charged, rows aside."""
-        return Cost.of(self._bits, self._rho)
+        return self.price.times(self.rows)
+
+    @functools.cached_property
+    def creditable(self) -> bool:
+        """Whether it is looked for among earlier answers to the same questions; once it is complete."""
+        return self.nonces is not None and self.repeatable and all(_by_row(v, self.rows) for v in self.outputs.values())
 
     def at(self, tier: str) -> Answer:
         """This answer as another tier hardens it: the same arrays, before either was hardened. Raises as this does."""
@@ -140,7 +161,23 @@ class Answer:
             other = self._others[tier] = Answer(self._programs, tier, outputs, self._inputs, self.rows)
         return other
 
-    def _only(self) -> NDArray[np.int64] | None:
+    def keep(self) -> None:
+        """Keep copies of the scores, so that they can be hardened `anew` after they were hardened in place."""
+        self._kept = {n: v.copy() for n, v in self.outputs.items() if isinstance(v, np.ndarray)}
+
+    def anew(self, tier: str) -> Answer:
+        """What `at` gives, after this was hardened; `keep` came before."""
+        for name, array in self._kept.items():
+            self.outputs[name][...] = array
+        self.forget()
+        return self.at(tier)
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        wipe(self._kept.values())
+        self._kept = {}
+
+    def _single(self) -> NDArray[np.int64] | None:
         if len(self.entries) != 1 or self._derived or self._maps or self._fresh or self._hidden:
             return None
         _, task, job = self.entries[0]
@@ -148,7 +185,7 @@ class Answer:
 
     def _take(self, name: str, rules: Output, value: Any) -> None:
         if rules.space in ("open", "labels"):
-            self._enter(name, None, np.zeros(layout.JOB, np.int64), _raw_bits(value), None)
+            self._enter(name, None, np.zeros(layout.JOB, np.int64), _raw_bits(value), None, 1)
             return
         if isinstance(value, list):
             value = self._maps[name] = _scores_of_maps(name, value)
@@ -165,6 +202,7 @@ class Answer:
         if not value.flags.writeable:
             raise ReleaseError(name, None, "is read-only, and scores are hardened in place: pass a copy")
         program = self._programs.get(name, self.tier, width)
+        self.repeatable &= program.repeatable
         question = self._ask(name, program)
         task = Task(
             program,
@@ -179,17 +217,26 @@ class Answer:
         promise = program.promise(value.dtype.itemsize)
         most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
         rho = promise.parameters.get("rho")
-        loss = None if rho is None else rho * len(vectors) if len(vectors) else 0.0
-        self._enter(name, task, task.job, promise.bits * len(vectors), loss, most.get(rules.space, 0.0))
+        self._enter(name, task, task.job, promise.bits, rho, len(vectors), most.get(rules.space, 0.0))
 
     def _enter(
-        self, name: str, task: Task | None, job: NDArray[np.int64], bits: float, rho: float | None, entropy: float = 0.0
+        self,
+        name: str,
+        task: Task | None,
+        job: NDArray[np.int64],
+        bits: float,
+        rho: float | None,
+        times: int,
+        entropy: float = 0.0,
     ) -> None:
-        """One more output, and what it costs; a `rho` that is not known costs more than any budget has."""
-        self._bits += bits
-        self._rho += math.inf if rho is None else rho
+        """One more output, and what each of its parts costs; a `rho` that is not known is more than any budget has."""
         floats = job.view(np.float64)
-        floats[Job.BITS], floats[Job.RHO], floats[Job.MOST_ENTROPY] = bits, rho or 0.0, entropy
+        if times:
+            each = times / max(1, self.rows)
+            self._bits += bits * each
+            self._rho += math.inf if rho is None else rho * each
+            floats[Job.BITS], floats[Job.RHO] = bits * times, (rho or 0.0) * times
+        floats[Job.MOST_ENTROPY] = entropy
         self.entries.append((name, task, job))
 
     def _beside(self, name: str, program: Program, vectors: NDArray[Any], value: NDArray[Any]) -> NDArray[Any] | None:
@@ -258,6 +305,7 @@ class Answer:
     def complete(self) -> None:
         """After the kernels ran: what follows from the hardened scores, such as labels. Raises ReleaseError."""
         wipe(self._hidden.values())
+        self.forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.put_back()
@@ -270,6 +318,7 @@ class Answer:
     def wipe(self) -> None:
         """Overwrite whatever scores are still held."""
         wipe((*self.outputs.values(), *self._maps.values(), *self._hidden.values()))
+        self.forget()
         for _, task, _ in self.entries:
             if task is not None:
                 task.wipe()
@@ -283,6 +332,13 @@ def wipe(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, np.ndarray) and value.flags.writeable and value.dtype.kind != "V":
             value.fill(0)
+
+
+def _by_row(value: Any, rows: int) -> bool:
+    """Whether all rows are of one size, so that each bears the same part of the cost; one row bears all of it."""
+    if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
+        return False
+    return rows == 1 or (value.ndim > 0 and len(value) == rows)
 
 
 def _raw_bits(value: Any) -> float:

@@ -5,15 +5,16 @@ Nothing here reads a secret; a policy holds references to them (``file:PATH``, `
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from hardening.errors import ConfigError
+from hardening.errors import ConfigError, SpaceError
 from hardening.ledger import Budget, LedgerRules
 from hardening.ledger.amounts import RUNGS, milliseconds
 from hardening.pipeline import Pipeline
@@ -30,6 +31,8 @@ __all__ = ["Auth", "ClientRules", "KeySource", "Output", "Policy", "Tls", "load_
 SCHEMA = 1
 
 
+#: Widths of a row at which tiers are compared where the policy does not say how many classes there are.
+WIDTHS = (10, 1000)
 #: Spaces whose rows say a label.
 _LABELLED = ("simplex", "logits", *INDEPENDENT)
 
@@ -226,9 +229,7 @@ class Policy:
             if "probation" in self.budgets:
                 here, there = there, here
             raise ConfigError(here, f"means nothing without {there}")
-        for i, step in enumerate(self.respond.suspicion):
-            if step.tier is not None:
-                self._check_tier(f"respond.suspicion[{i}].tier", step.tier)
+        self.respond.check(self.tiers)
 
     def _check_tier(self, path: str, tier: str) -> None:
         if tier not in self.tiers:
@@ -309,7 +310,36 @@ class Policy:
             said.append("detect.baseline: without one nobody is suspected, and [respond] has nothing to respond to")
         if self.detect.near is not None and self.detect.baseline is None and self.detect.log is None:
             said.append("detect.near: near duplicates speak against nobody without a baseline or a log for one")
-        return tuple(said)
+        if "prefix" in self.clients.identity and self.auth and self.auth.allow_plaintext and not self.auth.trusted_hops:
+            said.append(
+                "auth.trusted_hops: is 0, and something in front ends TLS (auth.allow_plaintext): on the rung 'prefix' "
+                "all callers count as one, at its address"
+            )
+        return (*said, *self.respond.warnings, *self._out_of_order())
+
+    def _out_of_order(self) -> Iterator[str]:
+        """Tiers that carry more bits than the one before, of those that can come to answer a client."""
+        for name, output in self.outputs.items():
+            widths = WIDTHS if output.classes is None else (len(output.classes),)
+            for before, tier in itertools.pairwise(self.reachable if output.tiers else ()):
+                more = [
+                    (w, a, b) for w in widths if (a := self._bits(name, before, w)) < (b := self._bits(name, tier, w))
+                ]
+                if len(more) == len(widths):
+                    width, a, b = more[0]
+                    yield (
+                        f"outputs.{name}.tiers.{tier}: an answer carries up to {b:.1f} bits, more than of {before!r} "
+                        f"({a:.1f}, in rows of {width}): tiers stand from the mildest to the strictest"
+                    )
+
+    def _bits(self, name: str, tier: str, width: int) -> float:
+        """Bits of an answer of rows that wide; NaN, which compares with nothing, if there are none such."""
+        pipeline = self.pipeline(name, tier)
+        try:
+            pipeline.check_width(width)
+            return pipeline.guarantee(width).bits
+        except (ConfigError, SpaceError):
+            return math.nan
 
 
 def _transform(value: Any, path: str) -> Transform:

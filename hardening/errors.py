@@ -81,8 +81,9 @@ class LedgerError(HardeningError, RuntimeError):
         self.cause = cause
 
 
-#: ``exhausted``: a budget is spent (gRPC RESOURCE_EXHAUSTED). ``forbidden``: the caller may not ask
-#: (PERMISSION_DENIED).
+#: ``exhausted``: the policy refuses by what it knows of the caller - a budget, window, throttle or suspicion, or one
+#: credential too many - and which of them it was, nobody is told (gRPC RESOURCE_EXHAUSTED). ``forbidden``: the caller
+#: has no name and the policy answers none such (``clients.anonymous``), a fact about nobody (PERMISSION_DENIED).
 DenialCode = Literal["exhausted", "forbidden"]
 
 
@@ -94,7 +95,7 @@ class Denied(HardeningError, PermissionError):
     Attributes:
         client: name of the account that was refused.
         reason: the evidence, for the operator only.
-        code: the class of refusal, for a status code.
+        code: the class of refusal, for a status code; one for all that follows from the state of an account.
     """
 
     SENTENCE = "The request was refused by policy."

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from typing import Any
 
-from hardening.types import Event
+from hardening.types import Clock, Event
 
+#: Seconds between two events that say the same about the same client.
+PAUSE = 60.0
+#: What was told lately is remembered up to this many events; beyond that it is forgotten.
+_MOST = 16_384
 LOGGER = "hardening.events"
 
 
@@ -24,3 +30,28 @@ class LogSink:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class Once:
+    """Tells of what goes on and on once every `PAUSE`.
+
+    Args:
+        tell: emits an event: kind, client, evidence.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, tell: Callable[..., None], clock: Clock) -> None:
+        self._tell, self._clock = tell, clock
+        self._told: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def tell(self, kind: str, client: str, **evidence: Any) -> None:
+        """An event, unless the same was told a moment ago; `times` counts what was not told since."""
+        key, now = (kind, client, *map(str, evidence.values())), self._clock()
+        at, times = self._told.get(key, (now - PAUSE, 0))
+        if 0 <= now - at < PAUSE:
+            self._told[key] = at, times + 1
+            return
+        if len(self._told) >= _MOST:
+            self._told.clear()
+        self._told[key] = now, 0
+        self._tell(kind, client, **evidence, times=times + 1)

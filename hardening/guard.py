@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,11 +19,12 @@ from hardening.budgets import open_budgets, open_kept
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.clients.fingerprints import HASHES, Fingerprints
 from hardening.config import Near, Policy
-from hardening.errors import Denied, HardeningError, InputError, ReleaseError
+from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
+from hardening.forks import watch
 from hardening.kernels import layout
 from hardening.keys import load_key, own_key
-from hardening.ledger import Ledger, forks
+from hardening.ledger import Ledger
 from hardening.noise import Key, derive
 from hardening.program import Task
 from hardening.recent import Recent, layout_of
@@ -31,8 +33,7 @@ from hardening.types import Alarm, Clock, Decision, Event, Identity, Sink, Stand
 from hardening.watch import Watch
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
-_NAMES = (str, Identity)
-CAPACITY = 16_384
+_log = logging.getLogger("hardening.policy")
 
 
 @dataclass(slots=True)
@@ -82,6 +83,13 @@ def _baseline(policy: Policy) -> Baseline | None:
     return Baseline.read(policy.root / policy.detect.baseline, policy.outputs, "detect.baseline")
 
 
+def _table(capacity: int) -> Clients:
+    try:
+        return Clients(capacity)
+    except MemoryError:
+        raise ConfigError("clients.capacity", f"there is no memory for {capacity} clients: lower it") from None
+
+
 class Guard:
     """Hardens answers under one policy, for one model.
 
@@ -91,7 +99,8 @@ class Guard:
         sink: where events go; by default to the log.
         clock: seconds since the epoch, for events, probations and what is done about clients.
         ledger: where budgets are kept, instead of what the policy says; closed with the guard.
-        suspicion: evidence against a client by name, in units of the alarm threshold, from a detector of one's own.
+        suspicion: evidence against a client by name, in units of the alarm threshold, from a detector of one's own. For
+            clients beyond the table's capacity it is asked about ``(pooled)`` as well, and the higher counts.
 
     Raises ConfigError if the key or the ledger cannot be had. Safe to share between threads.
     """
@@ -107,13 +116,17 @@ class Guard:
         suspicion: Callable[[str], float] | None = None,
     ) -> None:
         self.policy = policy
+        given = {"ledger": ledger, "detect": suspicion}
+        for warning in policy.warnings:
+            if given.get(warning.partition(".")[0]) is None:
+                _log.warning("%s", warning)
         key = load_key(policy.key, policy.root) if policy.key else None
         secret, digest, baseline = key or own_key(), model_digest or "", _baseline(policy)
         numbers = {} if baseline is None else {baseline.output: baseline.numbers()}
         scored = (*numbers, *(name for name, output in policy.outputs.items() if output.tiers))
         self._logged = (policy.detect.output or scored[0]) if policy.detect.log is not None else None
         self._programs = Programs(policy, key, digest, numbers, self._logged, secret)
-        self._clients = Clients(CAPACITY)
+        self._clients = _table(policy.clients.capacity)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
@@ -129,7 +142,7 @@ class Guard:
         self._recent: Recent[_Kept] = Recent()
         self._admission: Admission | None = None
         if policy.selective:
-            suspects = self._suspicion if suspicion is None else suspicion
+            suspects = self._suspicion if suspicion is None else self._judged_by(suspicion)
             if ledger is None and policy.budgets:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled
@@ -138,7 +151,7 @@ class Guard:
         if baseline is not None:
             kept = open_kept(policy)
             self._watch = Watch(policy, self._clients, baseline, kept, digest, self._tell, clock, links=self.links)
-            forks.watch(self)
+            watch(self)
 
     def __enter__(self) -> Guard:
         return self
@@ -167,10 +180,17 @@ class Guard:
         if self._watch is not None:
             self._watch.begin_again()
 
-    def _suspicion(self, client: str) -> float:
+    def _suspicion(self, _: str, slot: int | None) -> float:
+        if slot is None:
+            return 0.0
         if self._watch is not None:
-            return self._watch.suspicion(client)
-        return self._clients.suspicion(client, self.policy.detect.false_alarm)
+            return self._watch.suspicion(slot)
+        return self._clients.suspicion_at(slot, self.policy.detect.false_alarm)
+
+    def _judged_by(self, suspicion: Callable[[str], float]) -> Callable[[str, int | None], float]:
+        """A detector by name; clients of the pooled account are judged by what it says of that, too."""
+        pooled = self._clients.pooled
+        return lambda name, slot: max(suspicion(name), suspicion(POOLED)) if slot == pooled else suspicion(name)
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Model outputs to fetch, each once, for these to be released. Raises InputError for any other name."""
@@ -185,7 +205,7 @@ class Guard:
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
         row = self._clients.standing(client, self.policy.tiers[0], self.policy.detect.false_alarm)
-        return row if self._admission is None else self._admission.standing(row, client, self._clients.find(client))
+        return row if self._admission is None else self._admission.standing(row, client, self._clients.seat(client))
 
     def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:
         """Allow an account more than the policy's bound, for good; `client` is its name on that `rung`.
@@ -213,30 +233,30 @@ class Guard:
         """Groups of clients that seem to be one attack, as of the last look at all of them (``detect.every``)."""
         return () if self._watch is None else self._watch.alarms
 
-    def admit(self, client: str | Identity | None, rows: int) -> Decision:
-        """Charge `rows` to `client` before the model runs.
+    def admit(self, client: str | Identity | None, rows: int, about: Hashable = None) -> Decision:
+        """Charge `rows` to `client` before the model runs, and what it is known that their answers cost at least.
 
+        Questions that are `about` the same, such as names and shapes of one row, are taken to cost the same a row.
         Raises Denied if the policy refuses the caller or its budgets do, InputError for a name that is empty, too long
         or not text, and once the guard is closed.
         """
         if client is None and (client := _client.get()) is None:
             client = ANONYMOUS
-        try:
-            decision = self._decisions.get(client)
-        except TypeError:  # not even hashable, let alone text
-            decision = None
+        if self._admission is not None:
+            decision = self._admission.again(client, rows, about)
+        else:
+            try:
+                decision = self._decisions.get(client)
+            except TypeError:  # not even hashable, let alone text
+                decision = None
         if decision is None or decision.rows != rows:
-            decision = self._decide(client, rows)
+            decision = self._decide(client, rows, about)
         self._charge(decision.slot, rows)
         return decision
 
-    def _decide(self, who: Any, rows: int) -> Decision:
-        """The long way: for whoever is not known, and for everybody where there is more to admit by than a name."""
+    def _decide(self, who: Any, rows: int, about: Hashable) -> Decision:
+        """The long way, for whoever is not known."""
         admission = self._admission
-        if admission is not None and isinstance(who, _NAMES):
-            caller = admission.known(who)
-            if caller is not None:
-                return admission.admit(caller, rows)
         name = who.credential if isinstance(who, Identity) else who
         slot = self._open(name)
         decision = Decision(name, slot, self.policy.tiers[0], rows)
@@ -245,7 +265,12 @@ class Guard:
         if not self.released:
             self._decisions.clear()
             raise InputError("the guard is closed: it admits nobody")
-        return decision if admission is None else admission.admit(admission.place(who, slot), rows)
+        return decision if admission is None else admission.admit(admission.place(who, slot), rows, about)
+
+    def forgo(self, decision: Decision) -> None:
+        """The model gave no answer: take back bits and privacy loss that were charged for it; rows stay charged."""
+        if self._admission is not None:
+            self._admission.forgo(decision)
 
     def _open(self, name: Any) -> int:
         """The account of a client. Raises Denied, InputError."""
@@ -259,7 +284,7 @@ class Guard:
         slot = self._clients.slot(name)
         if slot == self._clients.pooled and not self._pooling:
             self._pooling = True
-            self._tell("accounts-pooled", name, capacity=CAPACITY)
+            self._tell("accounts-pooled", name, capacity=self.policy.clients.capacity)
         if self._watch is not None:
             self._watch.meet(slot)
         return slot
@@ -377,10 +402,13 @@ class Guard:
         admission = self._admission
         if admission is not None:
             answer = admission.pay(decision, answer)
+            if decision.rows > admission.at_once:
+                answer.keep()
         if self._fingerprints is not None and answer.searched is not None:
             slot = -1 if decision.slot == self._clients.pooled else decision.slot
             answer.nearly[...] = self._fingerprints.seen(answer.searched, slot).duplicate
-        answer.prepare(decision.client)
+        if answer.single is None:
+            answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
                 status = self._serve(decision.slot, job)
@@ -390,13 +418,30 @@ class Guard:
                     self._clients.settle(decision.slot, job)
             if status:
                 self._refuse(name, task, status)
-        answer.complete()
+        if admission is not None and decision.rows > admission.at_once:
+            answer = self._judged(admission, decision, answer)
+        if answer.single is None:
+            answer.complete()
         if self._recorder is not None and self._logged is not None:
             asked = answer.asked(self._logged)
             if asked is not None:
                 self._recorder.record(decision.client, *asked)
         if admission is not None:
             admission.credit(decision, answer)
+        return answer
+
+    def _judged(self, admission: Admission, decision: Decision, answer: Answer) -> Answer:
+        """A large answer, whose evidence is in: as it is, or hardened anew as that evidence says. Raises Denied."""
+        other = admission.judge(decision, answer)
+        if other is None:
+            answer.forget()
+            return answer
+        answer = admission.pay(other, answer.anew(other.tier))
+        answer.prepare(other.client)
+        for name, task, job in answer.entries:
+            self._clients.observe(other.slot, job)
+            if task is not None and (status := task.run()):
+                self._refuse(name, task, status)
         return answer
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:

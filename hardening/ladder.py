@@ -16,6 +16,8 @@ from hardening.types import Clock, Identity
 
 #: The account, on each rung, of all callers who cannot be placed on it.
 NOBODY = "(none)"
+#: What the name of a credential begins with on the rung ``principal``, where it has no principal.
+OWN = "(own"
 #: Callers remembered to save work; beyond that they are forgotten and placed again.
 MOST = 16_384
 
@@ -84,15 +86,14 @@ class Ladder:
         members = self._members.setdefault(name, set())
         if who.credential not in members:
             if len(members) >= most:
-                reason = f"{name!r} has {most} credentials already (clients.credentials)"
-                raise Denied(who.credential, reason, "forbidden")
+                raise Denied(who.credential, f"{name!r} has {most} credentials already (clients.credentials)")
             members.add(who.credential)
 
     def _accounts(self, who: Identity) -> tuple[tuple[Account, ...], float]:
         names = {
             "probation": who.credential,
             "credential": who.credential,
-            "principal": who.principal or who.credential,
+            "principal": who.principal or own(who.credential),
             "organisation": who.organisation or NOBODY,
             "prefix": who.prefix or NOBODY,
             "model": self._model,
@@ -106,12 +107,25 @@ class Ladder:
         return tuple(Account(rung, names[rung]) for rung in rungs), until
 
 
+def own(credential: str) -> str:
+    """The name of a credential on the rung ``principal`` where it has none: ``(own) alice``, long ones by a digest."""
+    name = f"{OWN}) {credential}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{OWN}#) {hashlib.blake2b(credential.encode(), digest_size=28).hexdigest()}"
+
+
+def reserved(name: str) -> bool:
+    """Whether no principal, organisation or network may be called that: accounts of ours are."""
+    return name in (POOLED, NOBODY) or name.startswith(OWN)
+
+
 def _check(who: Identity) -> None:
     for field in ("principal", "organisation", "prefix"):
         name = getattr(who, field)
         if not isinstance(name, str) or len(name) > LONGEST_NAME or not name.isprintable():
             raise InputError(f"{field}: must be up to {LONGEST_NAME} printable characters of text")
-        if name in (POOLED, NOBODY):
-            raise InputError(f"{field}: {name!r} is the name of a shared account")
+        if reserved(name):
+            raise InputError(f"{field}: {name!r} is the name of a shared account or of a credential's own")
     if who.since is not None and not (isinstance(who.since, int | float) and math.isfinite(who.since)):
         raise InputError("since: must be a number of seconds since the epoch")

@@ -14,6 +14,8 @@ from hardening.errors import ConfigError
 from hardening.ledger.amounts import Window, milliseconds
 
 DENY = "deny"
+#: Most rows of a table of clients: its index has 32 bits for each.
+MOST_CLIENTS = 2**32 - 2
 #: Rungs of the identity ladder that a caller has to be placed on; the others follow from what is asked.
 Identifying = Literal["credential", "principal", "organisation", "prefix"]
 
@@ -28,6 +30,8 @@ class ClientRules:
         ipv4, ipv6: length in bits of the network prefix that counts as one, by kind of address.
         probation: for how long, such as ``7d``, a credential is new and is charged to ``budgets.probation`` as well.
         credentials: most credentials of one organisation; further ones are refused.
+        capacity: clients with an account of their own in a process; all others share one. Memory for them is there from
+            the start: 896 bytes each, 16 to 32 of an index, and the name.
     """
 
     anonymous: Literal["account", "deny"] = "account"
@@ -36,6 +40,7 @@ class ClientRules:
     ipv6: int = 48
     probation: str | None = None
     credentials: int | None = None
+    capacity: int = 16_384
 
     def __post_init__(self) -> None:
         if self.anonymous not in ("account", "deny"):
@@ -50,6 +55,8 @@ class ClientRules:
                 raise ConfigError("clients.probation", str(problem)) from None
         if self.credentials is not None and self.credentials < 1:
             raise ConfigError("clients.credentials", "must be a whole number from 1 on")
+        if not 1 <= self.capacity <= MOST_CLIENTS:
+            raise ConfigError("clients.capacity", f"must be a whole number from 1 to {MOST_CLIENTS}")
         if self.credentials is not None and "organisation" not in self.identity:
             raise ConfigError("clients.credentials", "is for each organisation: add 'organisation' to clients.identity")
 
@@ -89,12 +96,15 @@ class Response:
         ttl: after this long, such as ``24h``, an action ends by itself; only more evidence than there was then brings
             it back.
         shadow: take no action, and say in the events what would have been done. Budgets hold all the same.
+        rows: most rows of a request that are answered before its own evidence is looked at. Of a larger one nothing is
+            released until all of it is in; if that takes a step, the whole request gets what the step says.
     """
 
     suspicion: tuple[Step, ...] = ()
     hysteresis: float = 0.1
     ttl: str = "24h"
     shadow: bool = False
+    rows: int = 64
 
     def __post_init__(self) -> None:
         levels = [step.at for step in self.suspicion]
@@ -106,6 +116,31 @@ class Response:
             milliseconds(self.ttl)
         except ValueError as problem:
             raise ValueError(f"ttl: {problem}") from None
+        if self.rows < 1:
+            raise ValueError(f"rows: must be a whole number from 1 on, not {self.rows!r}")
+
+    def check(self, tiers: Sequence[str]) -> None:
+        """Raise ConfigError if a step names none of `tiers`, or is milder than the step before it."""
+        before = tiers[0]
+        for i, step in enumerate(self.suspicion):
+            if step.tier is not None and step.tier not in tiers:
+                raise ConfigError(
+                    f"respond.suspicion[{i}].tier", f"unknown tier {step.tier!r}; known: {', '.join(tiers)}"
+                )
+            tier = DENY if step.deny else step.tier or tiers[0]
+            if stricter(tiers, before, tier) != tier:
+                raise ConfigError(
+                    f"respond.suspicion[{i}]", f"is milder than the step before it: do no less than {before!r}"
+                )
+            before = tier
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and should be known."""
+        if self.suspicion and self.hysteresis >= self.boundary:
+            at = f"respond.suspicion[0].at, {self.boundary:g}"
+            return (f"respond.hysteresis: is not below {at}: no step is ever taken back before its ttl is over",)
+        return ()
 
     @property
     def boundary(self) -> float:

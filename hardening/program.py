@@ -35,6 +35,7 @@ class Program:
         pipeline, width: what it runs, on rows of how many entries.
         keyed_by_input: whether it needs to know the question.
         fresh: whether it needs a nonce of the request.
+        repeatable: whether question and client decide what it does: nothing fresh, nor what else the client has seen.
         personal: whether it needs the client's tag.
         unreleased: the model output that it looks at beside the one it hardens, if any.
     """
@@ -56,6 +57,7 @@ class Program:
         keyed: set[str | None] = {op.keyed for _, op in lowered}
         self.keyed_by_input, self.fresh = "input" in keyed, "fresh" in keyed
         self.personal = any(op.personal for _, op in lowered)
+        self.repeatable = not self.fresh and not any(op.coverage for _, op in lowered)
         self.unreleased = pipeline.unreleased
         self.scratch = max((op.scratch for _, op in lowered), default=0)
         if self.fresh and self.keyed_by_input:

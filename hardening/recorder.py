@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hardening.clients.log import records
 from hardening.config import Policy
-from hardening.ledger.forks import watch
+from hardening.forks import watch
 from hardening.noise import Key, derive
 from hardening.types import Clock
 

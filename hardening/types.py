@@ -117,9 +117,11 @@ class Identity(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them.
+    """What `Guard.admit` allows: the tier that will answer these rows, and who is charged for them. For one answer.
 
-    `accounts` are those of the ledger, a rung and a name each; none without budgets.
+    `accounts` are those of the ledger, a rung and a name each; none without budgets. `about` is what was asked, as
+    `Guard.admit` was told; `advance` holds what was charged for the answer beforehand, until that is settled; `step` is
+    the number of the response that was in force, or -1.
     """
 
     client: str
@@ -127,6 +129,9 @@ class Decision(NamedTuple):
     tier: str
     rows: int
     accounts: tuple[Any, ...] = ()
+    about: Any = None
+    advance: Any = None
+    step: int = -1
 
 
 @dataclass(frozen=True, slots=True)

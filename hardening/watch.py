@@ -152,13 +152,12 @@ class Watch:
         if self._thread is None:
             self._start()
 
-    def suspicion(self, client: str) -> float:
-        """Evidence against `client` in units of the alarm threshold; it is written down at once if that has to be."""
-        found = self._clients.suspicion(client, self._false_alarm)
-        if found >= self._levels[0] and self._replica is not None:
-            slot = self._clients.find(client)
-            if slot is not None and self._replica.urgent(slot, found):
-                self._bell.set()
+    def suspicion(self, slot: int) -> float:
+        """Evidence against the client at `slot` in units of the alarm threshold; written down at once if need be."""
+        found = self._clients.suspicion_at(slot, self._false_alarm)
+        replica = self._replica if slot != self._clients.pooled else None
+        if replica is not None and found >= self._levels[0] and replica.urgent(slot, found):
+            self._bell.set()
         return found
 
     # The thread

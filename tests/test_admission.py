@@ -143,12 +143,55 @@ def test_an_exhausted_client_is_met_before_the_model_runs(tmp_path: Path) -> Non
     world = World(policy(tmp_path, budgets=budgets))
     world.ask()
     world.ask()
-    assert world.guard.admit("alice", 1).tier == "label"
+    decision = world.guard.admit("alice", 1)
+    assert decision.tier == "label"
+    assert world.total() == pytest.approx(NORMAL + 2 * LABEL, rel=1e-6), "it is paid for already"
+    for _ in range(2):
+        world.guard.forgo(decision)
+        assert world.total() == pytest.approx(NORMAL + LABEL, rel=1e-6), "what never came is given back, once"
     world.denied(rows=8)
     with pytest.raises(Denied):
         world.guard.admit("alice", 8)
     assert world.guard.admit("alice", 1).tier == "label", "what is smaller may still be paid for"
-    assert world.guard.admit("bob", 8).tier == "normal"
+    assert world.guard.admit("bob", 1).tier == "normal"
+    assert world.guard.admit("carol", 8).tier == "label", "what answers cost is known from those to others"
+
+
+def test_answers_of_one_kind_that_cost_more_or_less_are_charged_what_they_cost(tmp_path: Path) -> None:
+    """What was charged beforehand is the least so far; the rest follows, and what was too much is given back."""
+    rules = Policy({"text": Output("open")}, root=tmp_path, budgets={"credential": Budget(bits=8 * 60.0)})
+    world, spent = World(rules), 0
+    for length in (9, 12, 3, 12, 1, 20):
+        world.guard.harden({"text": np.array(["x" * length], object)}, client="alice")
+        spent += length
+        assert world.total() == pytest.approx(8 * spent, rel=1e-6)
+    with pytest.raises(Denied):
+        world.guard.harden({"text": np.array(["x" * 4], object)}, client="alice")
+    assert world.total() == pytest.approx(8 * spent, rel=1e-6), "nothing of what was too dear"
+    world.guard.harden({"text": np.array(["x" * 3], object)}, client="alice")
+    assert world.total() == pytest.approx(8 * 60, rel=1e-6)
+    with pytest.raises(Denied):
+        world.guard.admit("alice", 1)
+
+
+def test_an_answer_without_rows_that_says_something_is_charged(tmp_path: Path) -> None:
+    rules = Policy({"text": Output("open")}, root=tmp_path, budgets={"credential": Budget(bits=1e4)})
+    world = World(rules)
+    for times in (1, 2):
+        decision = world.guard.admit("alice", 0)
+        world.guard.release(decision, {"text": np.zeros(4, "f4")}, None)
+        assert world.total() == pytest.approx(128 * times, rel=1e-6)
+
+
+def test_a_decision_pays_for_one_answer(tmp_path: Path) -> None:
+    world = World(policy(tmp_path, budgets={"credential": Budget(bits=1e4)}))
+    world.ask()
+    decision = world.guard.admit("alice", 1)
+    for times in (2, 3):
+        world.guard.release(decision, {"p": P[:1].copy()}, None)
+        assert world.total() == pytest.approx(times * NORMAL, rel=1e-6)
+    world.guard.forgo(decision)
+    assert world.total() == pytest.approx(3 * NORMAL, rel=1e-6), "what was released is not given back"
 
 
 def test_what_is_denied_is_wiped(tmp_path: Path) -> None:
@@ -173,12 +216,24 @@ def test_every_rung_that_has_a_budget_is_charged(tmp_path: Path) -> None:
     world.ask("carol")
     names = {
         ("credential", "alice"): 1, ("credential", "bob"): 1, ("credential", "carol"): 1,
-        ("principal", "al"): 1, ("principal", "bob"): 1, ("principal", "carol"): 1,
+        ("principal", "al"): 1, ("principal", "(own) bob"): 1, ("principal", "(own) carol"): 1,
         ("organisation", "acme"): 2, ("organisation", "(none)"): 1,
         ("prefix", "203.0.113.0/24"): 1, ("prefix", "(none)"): 2, ("model", "m"): 3, ("global", "all"): 3,
     }  # fmt: skip
     for name, answers in names.items():
         assert world.total(Account(*name)) == pytest.approx(answers * NORMAL, rel=1e-6), name
+
+
+def test_a_credential_and_a_principal_of_one_name_do_not_share_an_account(tmp_path: Path) -> None:
+    clients = ClientRules(identity=("credential", "principal"))
+    world = World(policy(tmp_path, clients=clients, budgets={"principal": Budget(bits=20.0)}))
+    world.ask(Identity("alice", principal="bob"))
+    world.denied(Identity("carol", principal="bob"))
+    world.ask(Identity("bob"))
+    long = ["x" * 63 + end for end in "yz"]
+    for name in long:
+        world.ask(name)
+        world.denied(name)
 
 
 def test_a_farm_of_credentials_gains_nothing_beyond_its_organisation(tmp_path: Path) -> None:
@@ -203,7 +258,7 @@ def test_credentials_of_an_organisation_are_capped(tmp_path: Path, monkeypatch: 
     for name in ("a", "b", "a"):
         world.ask(Identity(name, organisation="acme"))
     denied = world.denied(Identity("c", organisation="acme"))
-    assert (denied.code, str(denied)) == ("forbidden", Denied.SENTENCE)
+    assert (denied.code, str(denied)) == ("exhausted", Denied.SENTENCE)
     assert "clients.credentials" in world.events("denied")[0].evidence["reason"]
     monkeypatch.setattr("hardening.ladder.MOST", 3)
     for i in range(5):
@@ -231,9 +286,11 @@ def test_new_credentials_are_on_probation(tmp_path: Path) -> None:
 
 def test_names_on_the_ladder_are_bounded(tmp_path: Path) -> None:
     world = World(policy(tmp_path, budgets={"credential": Budget(bits=1e6)}))
-    for bad in ("x" * 65, "a\nb", "(none)", POOLED, 7):
+    for bad in ("x" * 65, "a\nb", "(none)", POOLED, "(own) bob", 7):
         with pytest.raises(InputError, match="organisation: "):
             world.ask(Identity("alice", organisation=bad))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="principal: "):
+            world.ask(Identity("alice", principal=bad))  # type: ignore[arg-type]
     for since in (math.nan, math.inf, "2026"):
         with pytest.raises(InputError, match="since: "):
             world.ask(Identity("alice", since=since))  # type: ignore[arg-type]
@@ -303,7 +360,7 @@ def test_what_is_not_literally_the_same_is_charged_again(tmp_path: Path) -> None
     world = World(rules)
     for i, scores in enumerate((P[:1], P[1:2], P[:1] * 1)):
         world.guard.harden({"p": scores}, client="alice", inputs={"x": X[:1]})
-        assert world.total() == pytest.approx(min(i + 1, 2) * NORMAL, rel=1e-6), "other scores, another answer"
+        assert world.total() == pytest.approx((i + 1) * NORMAL, rel=1e-6), "not the question alone decides"
     fresh = World(policy(tmp_path, {"normal": (Gaussian(sigma=0.1, key="fresh"), Project(), Types(n=100))},
                          budgets=rules.budgets))  # fmt: skip
     still = World(policy(tmp_path, {"normal": (Types(n=100),)}, budgets=rules.budgets))
@@ -425,9 +482,9 @@ def test_neither_restart_nor_key_rotation_resets_a_budget(tmp_path: Path) -> Non
 
 
 def test_a_full_table_of_clients_forgets_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardening.guard.CAPACITY", 3)
     monkeypatch.setattr("hardening.ladder.MOST", 3)
-    world = World(policy(tmp_path, {"normal": NOISY}, budgets={"credential": Budget(bits=50.0)}))
+    clients = ClientRules(capacity=3)
+    world = World(policy(tmp_path, {"normal": NOISY}, clients=clients, budgets={"credential": Budget(bits=50.0)}))
     for i in range(10):
         for at in range(2):
             world.ask(f"c{i}", at=at)
@@ -436,6 +493,19 @@ def test_a_full_table_of_clients_forgets_no_budget(tmp_path: Path, monkeypatch: 
         assert world.total(Account("credential", f"c{i}")) == pytest.approx(2 * NORMAL, rel=1e-6)
         world.ask(f"c{i}", at=3) if i >= 10 else world.denied(f"c{i}", rows=3)
     assert len(world.guard.clients()) == 4
+
+
+def test_the_ledger_has_room_for_the_clients_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardening.budgets.CAPACITY", 3)
+    for capacity, answered in ((2, 4), (7, 7)):
+        rules = policy(tmp_path, clients=ClientRules(capacity=capacity), budgets={"credential": Budget(bits=20.0)})
+        count = 0
+        with hardening.Guard(rules) as guard:
+            for i in range(7):
+                with contextlib.suppress(Denied):
+                    guard.harden({"p": P[:1]}, client=f"c{i}")
+                    count += 1
+        assert count == answered, "what is beyond shares one account"
 
 
 @pytest.mark.parametrize("where", ["harden", "credit"])
@@ -573,6 +643,84 @@ def test_the_stricter_of_budget_and_suspicion_answers(tmp_path: Path) -> None:
     assert world.total() <= 21.0
 
 
+class Rising:
+    """A detector that has seen enough only once it has been asked before: when an answer is there."""
+
+    def __init__(self, *levels: float) -> None:
+        self.levels = list(levels)
+
+    def __call__(self, _: str) -> float:
+        return self.levels.pop(0) if len(self.levels) > 1 else self.levels[0]
+
+
+BOTH = (dataclasses.replace(Output("simplex", {"normal": NOISY, "label": (LabelOnly(),)}), label_output="y"),
+        Output("simplex", {"normal": NOISY, "label": (Types(n=10),)}))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "maps"])
+def test_a_large_answer_is_hardened_anew_by_a_stricter_tier(tmp_path: Path, dtype: str) -> None:
+    """The same as if that tier had answered from the start, and no more is charged for it."""
+    rules = Policy(
+        {"p": BOTH[0], "q": BOTH[1]}, key=fixed_key(tmp_path), root=tmp_path,
+        budgets={"credential": Budget(bits=1e5)}, respond=Response((Step(1.0, tier="label"),), rows=4),
+    )  # fmt: skip
+    p: Any = [dict(zip("abcd", row, strict=True)) for row in P.tolist()] if dtype == "maps" else P.astype(dtype)
+    given = {"y": np.array(list("abcd"))[P.argmax(1)] if dtype == "maps" else P.argmax(1), "p": p, "q": P}
+    told, totals = [], []
+    for levels in ((0.0, 1.0), (1.0,), (0.0,)):
+        world = World(rules, suspicion=Rising(*levels))
+        told.append(world.guard.harden(given, client="alice", inputs={"x": X}))
+        totals.append(world.total())
+    for name in given:
+        assert repr(told[0][name]) == repr(told[1][name])
+    assert repr(told[0]["q"]) != repr(told[2]["q"])
+    assert totals[0] == pytest.approx(8 * (LABEL + COARSE), rel=1e-6)
+    assert totals[1] == totals[0]
+    assert totals[2] == pytest.approx(8 * 2 * NORMAL, rel=1e-6)
+
+
+def test_a_large_answer_that_is_refused_leaves_nothing_and_stays_charged(tmp_path: Path) -> None:
+    respond = Response((Step(1.0, throttle=Window("1m", 6)), Step(2.0, deny=True)), rows=4)
+    rules = policy(tmp_path, respond=respond, budgets={"credential": Budget(bits=1e4)})
+    for level in (1.0, 2.0):
+        world = World(rules, suspicion=Rising(0.0, level))
+        scores = P.copy()
+        decision = world.guard.admit("alice", 8)
+        held = {"p": scores}
+        with pytest.raises(Denied):
+            world.guard.release(decision, held, {"x": X})
+        assert held == {}
+        assert not scores.any()
+        assert world.total() == pytest.approx(8 * NORMAL, rel=1e-6)
+    world = World(rules, suspicion=Rising(0.0, 1.0))
+    assert tier_of(world.ask(rows=5)) == "normal", "a throttle lets that many rows pass"
+    world.denied(rows=2)
+    world = World(rules, suspicion=Rising(0.0, 2.0))
+    assert tier_of(world.ask(rows=4)) == "normal", "of so few rows the evidence counts from the next request on"
+    world.denied()
+
+
+def test_large_requests_at_the_same_time_are_judged_by_what_came_in_between(tmp_path: Path) -> None:
+    """Also if another request of the client took the step before this one was there."""
+    level = {"alice": 0.0}
+    respond = Response((Step(0.5, throttle=Window("1m", 8)), Step(1.0, tier="label"), Step(2.0, deny=True)), rows=4)
+    world = suspected(policy(tmp_path, respond=respond), level)
+    early = [world.guard.admit("alice", 8) for _ in range(4)]
+    level["alice"] = 0.5
+    world.ask()
+    with pytest.raises(Denied):
+        world.guard.release(early[0], {"p": P.copy()}, None)
+    level["alice"] = 1.0
+    assert tier_of(world.ask(rows=5)) == "label"
+    assert tier_of(world.guard.release(early[1], {"p": P.copy()}, None)["p"]) == "label"
+    level["alice"] = 2.0
+    world.denied()
+    with pytest.raises(Denied):
+        world.guard.release(early[2], {"p": P.copy()}, None)
+    level["alice"] = 0.0
+    assert tier_of(world.guard.release(early[3], {"p": P.copy()}, None)["p"]) == "normal"
+
+
 def test_shadow_only_says_what_would_have_been(tmp_path: Path) -> None:
     level = {"alice": 0.0}
     shadow = dataclasses.replace(RESPOND, shadow=True)
@@ -602,30 +750,74 @@ def test_all_denials_of_a_policy_look_alike(tmp_path: Path) -> None:
     store = Failing()
     store.away = True
     denials.append(World(policy(tmp_path, budgets=budgets), store).denied())
+    capped = World(policy(tmp_path, clients=ClientRules(identity=("credential", "organisation"), credentials=1)))
+    capped.ask(Identity("first", organisation="acme"))
+    denials.append(capped.denied(Identity("second", organisation="acme")))
     seen = {(type(d), str(d), repr(d), d.args, d.code, d.__cause__, d.__context__) for d in denials}
     assert len(seen) == 1
-    assert len({d.reason for d in denials}) == 5, "the operator can tell"
+    assert len({d.reason for d in denials}) == 6, "the operator can tell"
 
 
-def test_no_answer_tells_a_flagged_client_from_another(tmp_path: Path) -> None:
-    """Flagged but not degraded: every answer is the same, byte for byte, so no statistic of them separates the two."""
+def effects(world: World) -> list[Any]:
+    """Grows with all that a guard asks of its ledger, and the ledger of its books, in order."""
+    seen: list[Any] = []
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (seen.append((name, *args)), call(*args))[1]
+
+    for name in ("spend", "credit"):
+        setattr(world.ledger, name, watched(name, getattr(world.ledger, name)))
+    lease = world.store.lease
+    world.store.lease = lambda replica, number, asks: (seen.append((number, *asks)), lease(replica, number, asks))[1]  # type: ignore[method-assign]
+    return seen
+
+
+THROTTLED = Response((Step(0.5, throttle=Window("1m", 10**6)), Step(1.0, tier="label"), Step(2.0, deny=True)), rows=6)
+SHADOW = dataclasses.replace(THROTTLED, shadow=True)
+
+
+@pytest.mark.parametrize(
+    ("respond", "low", "high"), [(THROTTLED, 0.0, 0.49), (THROTTLED, 0.5, 0.99), (SHADOW, 0.5, 3.0)],
+    ids=["suspected", "throttled and not held up", "shadow"],
+)  # fmt: skip
+def test_no_answer_tells_a_flagged_client_from_another(
+    tmp_path: Path, respond: Response, low: float, high: float
+) -> None:
+    """Flagged but not degraded: every answer is the same, byte for byte, so no statistic of them separates the two.
+
+    Nor does anything else that is done for it, in kind, number or order; what is left is told to the operator alone.
+    """
     quiet, flagged = {"alice": 0.0}, {"alice": 0.0}
+    budgets = {"credential": Budget(bits=6e3, queries=Window("1h", 5000))}
     rules = policy(
-        tmp_path,
-        {"normal": NOISY, "coarse": NOISY[:2], "label": (LabelOnly(),)},
-        respond=RESPOND,
-        budgets={"credential": Budget(bits=1e6, queries=Window("1h", 5000))},
+        tmp_path, {"normal": NOISY, "coarse": NOISY[:2], "label": (LabelOnly(),)}, respond=respond, budgets=budgets
     )
-    one, other = suspected(rules, quiet), suspected(rules, flagged)
-    rng = np.random.default_rng(3)
-    for _ in range(40):
+    worlds = suspected(rules, quiet), suspected(rules, flagged)
+    seen = [effects(world) for world in worlds]
+    rng, refused, asked = np.random.default_rng(3), 0, []
+    for i in range(140):
         rows = int(rng.integers(1, 9))
-        flagged["alice"] = float(rng.uniform(0, 0.49))
+        flagged["alice"] = float(rng.uniform(low, high))
         scores, x = rng.dirichlet(np.ones(4), rows).astype("f4"), rng.normal(size=(rows, 5)).astype("f4")
-        answers = [w.guard.harden({"p": scores}, client="alice", inputs={"x": x})["p"] for w in (one, other)]
-        assert answers[0].tobytes() == answers[1].tobytes()
-    assert one.total() == other.total(), "nor does what they have left"
-    assert not other.events("tier-changed")
+        if i % 7 == 3:
+            scores, x = asked[-1]
+        asked.append((scores, x))
+        answers = []
+        for world in worlds:
+            try:
+                answers.append(world.guard.harden({"p": scores}, client="alice", inputs={"x": x})["p"].tobytes())
+            except Denied as problem:
+                answers.append((str(problem), problem.code, problem.args))
+                refused += 1
+            world.clock.now += 1.0
+        assert answers[0] == answers[1]
+    assert 0 < refused < 200, "both kinds of outcome are compared"
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 140
+    assert worlds[0].total() == worlds[1].total(), "nor does what they have left"
+    changed = [e for e in worlds[1].events("tier-changed") if e.evidence["because"] == "suspicion"]
+    assert bool(changed) == (high >= 0.5)
+    assert not [e for e in worlds[0].events("tier-changed") if e.evidence["because"] == "suspicion"]
 
 
 def test_events_hold_nothing_of_questions_and_answers(tmp_path: Path) -> None:

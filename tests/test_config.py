@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hardening
+import hardening.cli
 from hardening.config import Auth, KeySource, Output, Policy, Tls, load_policy, parse_policy
 from hardening.errors import ConfigError
 from hardening.keys import load_key
@@ -367,3 +368,88 @@ for create in (True, False):
     first, second = said.splitlines()
     assert first.startswith("ConfigError: key.source: cannot ")
     assert second == f"ConfigError: key.source: cannot read {source!r}: Permission denied"
+
+
+DOUBTFUL = """
+schema = 1
+[outputs.p]
+space = "simplex"
+[outputs.p.tiers]
+normal = [ {kind = "types", n = 10} ]
+label  = [ {kind = "label_only"} ]
+fine   = [ {kind = "types", n = 1000} ]
+[clients]
+identity = ["credential", "prefix"]
+[auth]
+api_keys = "file:keys.toml"
+[ledger]
+url = "sqlite:///books.db"
+[budgets.prefix]
+bits = 1.0e4
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "to", "warned"),
+    [
+        ("", "", ()),
+        ("bits = 1.0e4", 'bits = 1.0e4\non_exhausted = "label"', ()),
+        ("bits = 1.0e4", 'bits = 1.0e4\non_exhausted = "fine"', ("outputs.p.tiers.fine",)),
+        ('url = "sqlite:///books.db"', 'url = "memory:"', ("ledger.url",)),
+        ('"file:keys.toml"', '"file:keys.toml"\nallow_plaintext = true', ("auth.trusted_hops",)),
+        ('"file:keys.toml"', '"file:keys.toml"\nallow_plaintext = true\ntrusted_hops = 1', ()),
+        (
+            "[ledger]",
+            '[respond]\nhysteresis = 1.0\nsuspicion = [{at = 1.0, tier = "label"}]\n[ledger]',
+            ("detect.baseline", "respond.hysteresis"),
+        ),
+    ],
+)
+def test_what_is_allowed_and_should_be_known(
+    changed: str, to: str, warned: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The policy says it, and so do the commands and, in the log, whoever hardens by it."""
+    file = tmp_path / "policy.toml"
+    file.write_text(DOUBTFUL.replace(changed, to, 1) if changed else DOUBTFUL)
+    policy = load_policy(file)
+    assert tuple(sentence.partition(":")[0] for sentence in policy.warnings) == warned
+    assert hardening.cli.main(["check", str(file)]) == 0
+    assert capsys.readouterr().out.count("warning: ") == len(warned)
+    assert hardening.cli.main(["explain", str(file), "--classes", "10", "--json"]) == 0
+    assert capsys.readouterr().err.count("warning: ") == len(warned)
+
+
+def test_tiers_are_compared_at_the_width_there_is() -> None:
+    """Two of three classes in twentieths say more than all in quarters; two of a thousand say less."""
+    tiers = {"quarters": (Types(n=4),), "two": (TopK(k=2), Types(n=20))}
+    budgets = {"credential": Budget(bits=1e3, on_exhausted="two")}
+    for classes, warned in ((None, False), (3, True), (1000, False)):
+        output = Output("simplex", tiers, "y", None if classes is None else tuple(range(classes)))
+        policy = Policy({"p": output}, budgets=budgets, ledger=LedgerRules("sqlite:///b.db"))
+        assert bool(policy.warnings) == warned, classes
+
+
+def test_a_guard_says_once_what_should_be_known(caplog: pytest.LogCaptureFixture) -> None:
+    policy = Policy({"p": Output("simplex", {"normal": (Types(n=10),)})}, budgets={"credential": Budget(bits=1e3)})
+    with hardening.Guard(policy):
+        assert [r.getMessage() for r in caplog.records if r.name == "hardening.policy"] == list(policy.warnings)
+    assert len(policy.warnings) == 1
+
+
+def test_a_table_of_clients_as_large_as_the_policy_says(tmp_path: Path) -> None:
+    policy = parse_policy(GOOD + "[clients]\ncapacity = 2\n", tmp_path)
+    with hardening.Guard(policy) as guard:
+        for name in ("a", "b", "c", "d"):
+            guard.admit(name, 1)
+        assert {name: s.queries for name, s in guard.clients().items()} == {"a": 1, "b": 1, "(pooled)": 2}
+    with pytest.raises(ConfigError, match=r"clients\.capacity: must be a whole number"):
+        parse_policy(GOOD + "[clients]\ncapacity = 2.5\n", tmp_path)
+
+
+def test_clients_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("hardening.guard.Clients", full)
+    with pytest.raises(ConfigError, match=r"clients\.capacity: there is no memory for 16384 clients"):
+        hardening.Guard(parse_policy(GOOD, tmp_path))

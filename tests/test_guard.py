@@ -373,17 +373,17 @@ def test_events_tell_the_operator_what_the_caller_is_not_told(tmp_path: Path) ->
     assert sink.closed
 
 
-def test_pooling_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardening.guard.CAPACITY", 3)
+def test_pooling_is_told_once(tmp_path: Path) -> None:
     sink = RecordingSink()
+    rules = dataclasses.replace(policy(tmp_path, tier=(Types(n=4),)), clients=ClientRules(capacity=3))
     p, _ = batch(1)
-    with hardening.Guard(policy(tmp_path, tier=(Types(n=4),)), sink=sink) as guard:
+    with hardening.Guard(rules, sink=sink) as guard:
         for i in range(10):
             guard.harden({"p": p}, client=f"client-{i}")
         assert guard.clients()[POOLED].queries == 7
         with pytest.raises(InputError, match="name of the shared account"):
             guard.harden({"p": p}, client=POOLED)
-    assert [e.kind for e in sink.events] == ["accounts-pooled"]
+    assert [(e.kind, e.evidence) for e in sink.events] == [("accounts-pooled", {"capacity": 3})]
 
 
 def test_the_log_is_the_default_sink(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

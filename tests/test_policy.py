@@ -129,12 +129,41 @@ def test_decide_holds_its_promises(queries: list[tuple[float, int, float]], hyst
         (lambda: Response((Step(2.0, deny=True), Step(1.0, tier="a"))), "suspicion: the steps must rise"),
         (lambda: Response((Step(1.0, deny=True), Step(1.0, tier="a"))), "suspicion: the steps must rise"),
         (lambda: Response(hysteresis=-1), "hysteresis: must be"),
+        (lambda: Response(rows=0), "rows: must be a whole number from 1 on"),
         (lambda: Response(ttl="1w"), "ttl: must be a number and one of m, h, d"),
     ],
 )
 def test_rules_that_are_none(make: object, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("steps", "path"),
+    [
+        ((Step(1.0, tier="label"), Step(2.0, tier="suspect")), "respond.suspicion[1]"),
+        ((Step(1.0, tier="label"), Step(2.0, throttle=Window("1m", 60))), "respond.suspicion[1]"),
+        ((Step(1.0, deny=True), Step(2.0, tier="label")), "respond.suspicion[1]"),
+        ((Step(1.0, tier="suspect"), Step(2.0, tier="lable")), "respond.suspicion[1].tier"),
+    ],
+)
+def test_steps_that_no_policy_means(steps: tuple[Step, ...], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Response(steps).check(TIERS)
+    assert caught.value.path == path
+
+
+def test_steps_that_rise() -> None:
+    RULES.check(TIERS)
+    Response((Step(0.5, tier="suspect"), Step(0.7, tier="suspect"), Step(1.0, tier="label"))).check(TIERS)
+
+
+@pytest.mark.parametrize(("at", "hysteresis", "warned"), [(0.1, 0.1, True), (0.05, 0.1, True), (0.2, 0.1, False)])
+def test_a_step_that_is_never_taken_back(at: float, hysteresis: float, warned: bool) -> None:
+    rules = Response((Step(at, deny=True),), hysteresis=hysteresis)
+    _, acting = decide(rules, CALM, at, Query(1, 0.0))
+    assert (decide(rules, acting, 0.0, Query(1, 1.0))[1].step >= 0) == warned == bool(rules.warnings)
+    assert not Response(hysteresis=9.0).warnings
 
 
 @pytest.mark.parametrize(
@@ -146,6 +175,8 @@ def test_rules_that_are_none(make: object, problem: str) -> None:
         ({"probation": "soon"}, "clients.probation"),
         ({"credentials": 0, "identity": ("credential", "organisation")}, "clients.credentials"),
         ({"credentials": 5}, "clients.credentials"),
+        ({"capacity": 0}, "clients.capacity"),
+        ({"capacity": 2**32 - 1}, "clients.capacity"),
     ],
 )
 def test_rules_about_clients_that_are_none(given: dict[str, object], path: str) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED
 from hardening.config import Auth
 from hardening.errors import ConfigError, HardeningError
-from hardening.ladder import NOBODY
+from hardening.ladder import reserved
 from hardening.strict import unknown
 from hardening.types import Identity
 
@@ -152,7 +152,7 @@ def _credential(table: Mapping[str, object], where: str) -> Credential:
 def _belongs(name: object, path: str, what: str) -> str:
     """The name of an organisation or a principal. Raises ConfigError."""
     fits = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
-    if not fits or name in (POOLED, NOBODY):
+    if not fits or reserved(str(name)):
         raise ConfigError(path, f"{what} must be 1 to {LONGEST_NAME} printable characters, not {name!r}")
     return str(name)
 

@@ -26,11 +26,17 @@ MOST_BYTES = 1 << 22
 _DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype.kind not in "bO"}
 
 
+def about(names: tuple[str, ...], feed: Mapping[str, Any]) -> str:
+    """What rows cost is the same for all questions of one such kind: names and shapes, the number of rows aside."""
+    return repr((names, [(name, np.shape(value)[1:]) for name, value in feed.items()]))
+
+
 class Bound:
     """Buffers for one shape of question.
 
     Attributes:
         rows: input rows.
+        about: what questions have in common whose rows cost the same.
         names: outputs wanted, in order.
         inputs: name, buffer, shape and dtype of each input.
         free: False while a question is being answered. Whoever comes in between, from a signal or a finalizer, must
@@ -47,8 +53,9 @@ class Bound:
         names: tuple[str, ...],
     ) -> None:
         question, self.rows = feeds.question(inputs)
+        self.about = about(names, inputs)
         self._answer = guard.bind(dict(outputs), question, self.rows)
-        self._finish = guard.finish
+        self._finish, self._forgo = guard.finish, guard.forgo
         io = inner.io_binding()
         for name, array in inputs.items():
             io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -79,6 +86,9 @@ class Bound:
             except Exception:
                 self.free = True
                 return None
+            except BaseException:
+                self._forgo(decision)
+                raise
             self._finish(decision, self._answer)
             answer = [self._only.copy()] if self._only is not None else [result.copy() for result in self._results]
         except BaseException:

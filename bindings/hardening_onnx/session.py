@@ -24,7 +24,7 @@ from hardening.config import Policy
 from hardening.errors import ConfigError, Denied, InputError, ModelError, ReleaseError
 from hardening.guard import Guard
 from hardening.types import Decision, Identity
-from hardening_onnx.buffers import Buffers
+from hardening_onnx.buffers import Buffers, about
 from hardening_onnx.feeds import Feeds
 
 #: Public methods of the base class that return no scores and run nothing.
@@ -145,7 +145,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         bound = self.__buffers.find(names, input_feed)
         if bound is None:
             return self._run_once(names, input_feed, run_options, client)
-        decision = self.guard.admit(client, bound.rows)
+        decision = self.guard.admit(client, bound.rows, bound.about)
         try:
             answer = bound.answer(decision, input_feed, run_options)
         except (ReleaseError, Denied):
@@ -162,7 +162,7 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         """For questions and answers of every kind: through arrays that the runtime makes."""
         self.guard.needs(names)
         feed = self.__feeds.read(input_feed)
-        decision = self.guard.admit(client, self.__feeds.question(feed)[1])
+        decision = self.guard.admit(client, self.__feeds.question(feed)[1], about(names, feed))
         return self._answer(decision, names, feed, run_options)
 
     def _answer(
@@ -170,7 +170,11 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     ) -> list[Any]:
         fetch = self.guard.needs(names)
         question = self.__feeds.question(feed)[0]
-        results = self.__inner.run(list(fetch), feed, _without_adapters(run_options))
+        try:
+            results = self.__inner.run(list(fetch), feed, _without_adapters(run_options))
+        except BaseException:
+            self.guard.forgo(decision)
+            raise
         try:
             # The guard empties this dict whatever happens; until then, what breaks in finds nothing either.
             outputs = dict(zip(fetch, results, strict=True))

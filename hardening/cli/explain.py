@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     problems, widths = (report.problems, report.widths) if report else ((), {})
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
+    print(*(f"warning: {warning}\n" for warning in policy.warnings), sep="", end="", file=sys.stderr)
     table = {}
     for name in policy.outputs:
         width = widths.get(name, options.classes)

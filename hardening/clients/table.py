@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hardening import kernels
 from hardening.clients.entropy import code_length_bits, coverage, label_entropy_bits
 from hardening.clients.evidence import log_evidence, log_wealth, suspicion
+from hardening.forks import watch
 from hardening.kernels.layout import MEMORY, Lane
 from hardening.types import Standing
 
@@ -58,7 +59,8 @@ class Clients:
         self._ahead = np.zeros(capacity + 1)  # the evidence in these
         self._index = np.zeros(2 << capacity.bit_length(), np.uint64)
         self._names: list[str] = []
-        self._opening = threading.Lock()
+        self._bets = tuple(self._rows[name] for name in ("firsts", "wealth", "restarts"))
+        self.begin_again()
         self._find = kernels.entry(places.find, "uint64[::1]", "int64", "int64")
         serve = kernels.entry(accounts.serve, "bool_", "int64", "int64", "int64[::1]")
         #: ``charge(slot, rows)``, ``serve(slot, job)``, ``settle(slot, job)`` for what is hardened already, and
@@ -70,6 +72,11 @@ class Clients:
         self.pooled = capacity
         #: What states of clients begin with, so that none is read that was kept by another version.
         self._layout = hashlib.blake2b(repr(accounts.ROW.descr).encode(), digest_size=8).digest()
+        watch(self)
+
+    def begin_again(self) -> None:
+        """In a process just forked: another thread's hold on the lock is the parent's."""
+        self._opening = threading.Lock()
 
     def _entry(self, client: str) -> int:
         """The index's entry for `client`, or -1 less the empty one where it belongs."""
@@ -108,14 +115,27 @@ class Clients:
         """Whose account `slot` is."""
         return POOLED if slot == self.pooled else self._names[slot]
 
-    def suspicion(self, client: str, false_alarm: float = FALSE_ALARM) -> float:
-        """Evidence against `client` in units of the alarm threshold; 0 without a baseline."""
+    def seat(self, client: str) -> int | None:
+        """The slot that would answer for `client`: its own, once the table is full the `pooled` one, else None."""
         slot = self.find(client)
+        return self.pooled if slot is None and len(self._names) >= self.pooled else slot
+
+    def suspicion(self, client: str, false_alarm: float = FALSE_ALARM) -> float:
+        """Evidence against `client` in units of the alarm threshold; 0 without a baseline.
+
+        Clients of the pooled account share what there is against it: who asked what of it nobody knows any more.
+        """
+        slot = self.seat(client)
         return 0.0 if slot is None else self.suspicion_at(slot, false_alarm)
 
-    def suspicion_at(self, slot: int, false_alarm: float) -> float:
-        """The same, of the account at `slot`."""
-        return float(suspicion(evidence(self._rows[slot]) + self._ahead[slot], false_alarm))
+    def suspicion_at(self, slot: int, false_alarm: float = FALSE_ALARM) -> float:
+        """The same for the account at `slot`; what `evidence.suspicion` says of one row, without making arrays."""
+        firsts, wealth, restarts = self._bets
+        log = self._ahead.item(slot)
+        if firsts.item(slot):
+            staked = restarts.item(slot) + 1
+            log += math.log((1.0 + math.exp(wealth.item(slot)) / staked) / (staked + 1))
+        return 0.0 if log <= 0 else log / math.log(1 / false_alarm)
 
     def evidence(self) -> NDArray[np.float64]:
         """Logarithms of the evidence against each account, the pooled one last: float64 ``(capacity + 1,)``."""
@@ -124,8 +144,9 @@ class Clients:
     def row(self, client: str) -> Any:
         """A copy of all that is known of `client` (`kernels.accounts.ROW`), or None for one without an account."""
         slot = self.find(client)
-        if slot is None:
-            return None
+        return None if slot is None else self._row(slot)
+
+    def _row(self, slot: int) -> Any:
         own = self._rows[slot].copy()
         return merge(np.array([own, self._others[slot]])) if len(self._others) else own
 
@@ -141,9 +162,9 @@ class Clients:
         return out
 
     def standing(self, client: str, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:
-        """A copy of what `client` has learnt; zeros for a client never seen."""
-        row = self.row(client)
-        return Standing(tier=tier) if row is None else standing(row, tier, false_alarm)
+        """A copy of what `client` has learnt, or all clients of the pooled account; zeros for a client never seen."""
+        slot = self.seat(client)
+        return Standing(tier=tier) if slot is None else standing(self._row(slot), tier, false_alarm)
 
     def names(self) -> tuple[str, ...]:
         """Clients with an account of their own, in order of appearance."""

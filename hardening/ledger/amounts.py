@@ -67,6 +67,11 @@ class Cost(NamedTuple):
             amounts.append(math.ceil(amount * unit) if amount < MOST // unit else MOST)
         return cls(*amounts)
 
+    def times(self, rows: int, *, queries: int = 0) -> Cost:
+        """Of so many rows where this is the cost of one, and the least there is of none; `queries` are as given."""
+        rows = max(1, rows)
+        return Cost(min(MOST, self.bits * rows), min(MOST, self.rho * rows), queries)
+
 
 def milliseconds(span: str) -> int:
     """A span of time, such as ``1h``: a whole number and one of m, h, d. Raises ValueError."""

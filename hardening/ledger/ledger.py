@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from hardening.errors import InputError
+from hardening.forks import watch
 from hardening.ledger.amounts import KINDS, MOST, Account, Budget, Cost, Kind, Shortfall
-from hardening.ledger.forks import watch
 from hardening.ledger.lease import Lease
 from hardening.ledger.line import Line
 from hardening.ledger.store import BATCH, Balance, Store

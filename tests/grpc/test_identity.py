@@ -120,6 +120,7 @@ def test_callers_are_told_apart_as_the_policy_says(tmp_path: Path) -> None:
         ('alice = {key = "DIGEST", since = 2026-01-01T00:00:00}', "since must be a date and time with an offset"),
         ('alice = {key = "DIGEST", organisation = ""}', "organisation must be 1 to 64 printable"),
         ('alice = {key = "DIGEST", principal = "(none)"}', "principal must be 1 to 64 printable"),
+        ('alice = {key = "DIGEST", principal = "(own) bob"}', "principal must be 1 to 64 printable"),
         ('alice = {key = "DIGEST", organization = "acme"}', "did you mean 'organisation'"),
     ],
 )
@@ -193,6 +194,47 @@ def test_over_a_real_transport(tmp_path: Path) -> None:
     assert store.read("prefix:127.0.0.0/24")["queries"].total >= 8, "the peer's own network pays, whatever it claims"
     assert store.read("prefix:6.6.6.0/24") == {}
     store.close()
+
+
+STEPS = """
+[respond]
+suspicion = [ {at = 0.5, throttle = {per = "1h", max = 1}}, {at = 2.0, deny = true} ]
+"""
+REFUSALS = {
+    "bits": ("[budgets.credential]\nbits = 20.0\n", 0.0),
+    "shared bits": ("[budgets.model]\nbits = 20.0\n", 0.0),
+    "window": ('[budgets.credential]\nqueries = {per = "1h", max = 1}\n', 0.0),
+    "throttle": (STEPS, 1.0),
+    "suspicion": (STEPS, 3.0),
+}
+
+
+def test_refusals_over_a_real_transport_tell_nothing_apart(tmp_path: Path) -> None:
+    """Whatever it was: before and after the model runs, the same code, details and metadata."""
+    seen, reasons = set(), set()
+    for kind, (sections, suspicion) in REFUSALS.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        key = add_key(folder / "keys.toml", "alice", organisation="acme")
+        model, path = write(folder, mlp(), MLP_POLICY + '[auth]\napi_keys = "file:keys.toml"\n' + sections)
+        policy = load_policy(path)
+        session = hardening_onnx.wrap(model, policy)
+        row = session.guard._clients._rows[session.guard._clients.slot("alice")]
+        row["firsts"], row["wealth"] = 1, 0.7 + suspicion * np.log(1 / policy.detect.false_alarm)
+        with Server("model", session, policy) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            for _ in range(2):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(channel, "ModelInfer", request({"x": X}).encode(), key=key)
+                told: Any = caught.value
+                metadata = tuple(told.initial_metadata()), tuple(told.trailing_metadata())
+                seen.add((told.code(), told.details(), metadata))
+        with pytest.raises(Denied) as refused:
+            session.run(["p"], {"x": X}, client=Identity("alice", organisation="acme"))
+        reasons.add(refused.value.reason)
+        session.guard.close()
+    ((code, details, _),) = seen
+    assert (code, details) == (StatusCode.RESOURCE_EXHAUSTED, Denied.SENTENCE)
+    assert len(reasons) == len(REFUSALS), "the operator can tell"
 
 
 def test_too_many_credentials_of_one_organisation(tmp_path: Path) -> None:

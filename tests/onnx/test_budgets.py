@@ -11,18 +11,21 @@ import hardening_onnx
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hardening_onnx.buffers import Bound
 
 import hardening
 from hardening.config import Output, Policy
 from hardening.errors import Denied
 from hardening.ledger import Budget, Window
+from hardening.prices import Prices
 from hardening.transforms import Gaussian, LabelOnly, Project, Types
 from hardening.types import Identity
 from tests.keys import fixed_key
 from tests.onnx.test_session import MODEL
 
 NOISY = (Gaussian(sigma=0.05), Project(), Types(n=100))
-NORMAL, LABEL = math.log2(176851), 2.0
+COUNTED = (Gaussian(sigma=0.05, sensitivity=0.1), Project(), Types(n=100))
+NORMAL, LABEL, RHO = math.log2(176851), 2.0, 2.0195789
 X = np.random.default_rng(1).normal(size=(400, 8)).astype("f4")
 
 
@@ -59,6 +62,8 @@ def test_whoever_is_refused_leaves_no_scores_behind(tmp_path: Path) -> None:
     for i in range(5):
         session.run(["p"], {"x": X[i : i + 1]}, client="alice")
     bound = session._HardenedSession__buffers._last.bound  # type: ignore[attr-defined]
+    assert session.guard._admission is not None
+    session.guard._admission._prices = Prices(counts=False)  # or the model would not even run
     with pytest.raises(Denied) as caught:
         session.run(["p"], {"x": X[9:10]}, client="alice")
     assert not bound._results[0].any()
@@ -73,21 +78,59 @@ def test_whoever_is_refused_leaves_no_scores_behind(tmp_path: Path) -> None:
     session.guard.close()
 
 
-def test_who_is_refused_at_the_door_does_not_run_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = wrap(tmp_path, budgets={"credential": Budget(bits=1.5 * NORMAL)})
-    session.run(["p"], {"x": X[:1]}, client="alice")
-    with pytest.raises(Denied):
-        session.run(["p"], {"x": X[1:2]}, client="alice")
+def counted(session: hardening_onnx.HardenedSession, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with every run of the model, through buffers or not."""
     ran: list[Any] = []
     inner = session._HardenedSession__inner  # type: ignore[attr-defined]
     run = inner.run
     monkeypatch.setattr(inner, "run", lambda *args: (ran.append(args), run(*args))[1])
-    for _ in range(3):
+    answer = Bound.answer
+    monkeypatch.setattr(Bound, "answer", lambda *args: (ran.append(args), answer(*args))[1])
+    return ran
+
+
+def bound(kind: str, answers: int) -> dict[str, Budget]:
+    """Budgets that one more answer is paid from, after so many to others."""
+    return {
+        "bits": {"credential": Budget(bits=1.5 * NORMAL)},
+        "rho": {"credential": Budget(rho=1.5 * RHO)},
+        "window": {"credential": Budget(queries=Window("1d", 1))},
+        "shared": {"credential": Budget(bits=1e9), "model": Budget(bits=(answers + 1.5) * NORMAL)},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["bits", "rho", "window", "shared"])
+@pytest.mark.parametrize("answers", [0, 1, 4])
+def test_who_is_refused_does_not_run_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, answers: int
+) -> None:
+    """Not even once: what an answer costs is known from the first one to anybody, with buffers or without."""
+    session = wrap(tmp_path, {"normal": COUNTED}, budgets=bound(kind, answers))
+    for i in range(answers):
+        session.run(["p"], {"x": X[i : i + 1]}, client=f"client {i}")
+    session.run(["p"], {"x": X[9:10]}, client="alice")
+    ran = counted(session, monkeypatch)
+    for who, rows in (("alice", 1), ("alice", 2), ("new", 9), ("alice", 1)):
         with pytest.raises(Denied):
-            session.run(["p"], {"x": X[2:3]}, client="alice")
+            session.run(["p"], {"x": X[200 : 200 + rows]}, client=who)
     assert ran == []
-    session.run(["p"], {"x": X[2:3]}, client="bob")
-    assert len(ran) == 1
+    if kind != "shared":
+        session.run(["p"], {"x": X[2:3]}, client="bob")
+        assert ran != []
+    session.guard.close()
+
+
+def test_what_the_runtime_refuses_is_not_paid_for(tmp_path: Path) -> None:
+    session = wrap(tmp_path, budgets={"credential": Budget(bits=1e6)})
+    session.run(["p"], {"x": X[:1]}, client="alice")
+    spent = session.guard.standing("alice").bits
+    options = ort.RunOptions()
+    options.terminate = True
+    for _ in range(5):
+        with pytest.raises(Exception, match="terminate"):
+            session.run(["p"], {"x": X[1:2]}, options, client="alice")
+    assert session.guard.standing("alice").bits == pytest.approx(spent)
+    assert session.guard.standing("alice").queries == 6, "rows stay charged"
     session.guard.close()
 
 
