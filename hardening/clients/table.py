@@ -133,8 +133,9 @@ class Clients:
         firsts, wealth, restarts = self._bets
         log = self._ahead.item(slot)
         if firsts.item(slot):
-            staked = restarts.item(slot) + 1
-            log += math.log((1.0 + math.exp(wealth.item(slot)) / staked) / (staked + 1))
+            j = restarts.item(slot)
+            bet, kept = wealth.item(slot) - math.log((j + 1) * (j + 2)), -math.log(j + 2)
+            log += max(bet, kept) + math.log1p(math.exp(-abs(bet - kept)))
         return 0.0 if log <= 0 else log / math.log(1 / false_alarm)
 
     def evidence(self) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import hardening
 from hardening.clients import fleet
 from hardening.clients.evidence import scores
 from hardening.clients.log import read_log
-from hardening.config import Detect, KeySource, Near, Output, Policy, parse_policy
+from hardening.config import ClientRules, Detect, KeySource, Near, Output, Policy, parse_policy
 from hardening.errors import ConfigError, InputError, ReleaseError
 from hardening.kernels.layout import PARTS
 from hardening.ledger import Budget
@@ -232,12 +232,10 @@ def test_identities_that_search_together_are_linked(watched: hardening.Guard, rn
     assert {names[i] for i in found} == {f"thief-{i}" for i in range(4)}
 
 
-def test_who_has_no_account_of_his_own_is_linked_to_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
-) -> None:
-    monkeypatch.setattr(hardening.guard, "CAPACITY", 2)
+def test_who_has_no_account_of_his_own_is_linked_to_nobody(tmp_path: Path, rng: np.random.Generator) -> None:
     x = rng.random((1, 40))
-    with hardening.Guard(policy(tmp_path, near=near()), "m", sink=RecordingSink()) as guard:
+    made = dataclasses.replace(policy(tmp_path, near=near()), clients=ClientRules(capacity=2))
+    with hardening.Guard(made, "m", sink=RecordingSink()) as guard:
         for i in range(6):
             ask(guard, x + 1e-4 * i, f"c{i}")
         assert {pair[:2] for pair in guard.links()} == {(0, 1)}
