@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from hardening.ledger.amounts import Kind
+from hardening.ledger.amounts import KINDS, Kind
 from hardening.ledger.books import Ask, Entry, settle
 from hardening.ledger.store import Balance, Reply, check_number, milliseconds
 from hardening.types import Clock
@@ -22,6 +22,7 @@ class MemoryStore:
 
     heartbeat = math.inf
     weakness = ""
+    durable = False
 
     def __init__(self, clock: Clock = time.time) -> None:
         self._clock = clock
@@ -38,7 +39,7 @@ class MemoryStore:
             check_number(number, last)
             self._last[replica] = number
             held, now = self._held.setdefault(replica, {}), milliseconds(self._clock)
-            reply = Reply(last, [], [])
+            reply = Reply(last, [], [], now)
             for ask in asks:
                 name = ask.key, ask.kind
                 settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, now)
@@ -46,6 +47,15 @@ class MemoryStore:
                 reply.granted.append(settled.granted)
                 reply.restored.append(settled.restored)
             return reply
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        if number == self._last.get(replica):
+            return Reply(number, [], [])
+        reply = self.lease(replica, number, asks)
+        with self._lock:
+            for ask in asks:
+                del self._held[replica][ask.key, ask.kind]
+        return reply
 
     def retire(self, replica: str) -> None:
         with self._lock:
@@ -60,7 +70,11 @@ class MemoryStore:
 
     def read(self, key: str) -> dict[Kind, Balance]:
         with self._lock:
-            return {kind: Balance(e.total, e.extra) for (k, kind), e in self._entries.items() if k == key}
+            found = {kind: self._entries.get((key, kind)) for kind in KINDS}
+        return {kind: Balance(e.total, e.extra) for kind, e in found.items() if e is not None}
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        return {key: self.read(key) for key in keys}
 
     def close(self) -> None:
         """Nothing is held open."""

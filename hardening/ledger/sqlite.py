@@ -19,7 +19,7 @@ from typing import cast
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import Kind
 from hardening.ledger.books import Ask, Entry, settle
-from hardening.ledger.store import FORGET, Balance, Reply, check_number, milliseconds
+from hardening.ledger.store import BATCH, FORGET, REMEMBERED, Balance, Reply, check_number, milliseconds
 from hardening.types import Clock
 
 VERSION = 1
@@ -53,6 +53,7 @@ class SqliteStore:
 
     heartbeat = FORGET / 14
     weakness = ""
+    durable = True
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.time, timeout: float = 1.0) -> None:
         self._path, self._clock, self._timeout = Path(path), clock, timeout
@@ -67,19 +68,31 @@ class SqliteStore:
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
         with self._transaction() as sql:
-            row = sql.execute("SELECT last FROM replicas WHERE replica = ?", (replica,)).fetchone()
-            last = row[0] if row else 0
-            check_number(number, last)
-            sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, number, int(self._clock())))
-            reply = Reply(last, [], [])
-            now = milliseconds(self._clock)
-            for ask in asks:
-                _settle(sql, replica, ask, now, reply)
+            return self._settle_all(sql, replica, number, asks)
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        with self._transaction() as sql:
+            if _last(sql, replica)[0] == number:
+                return Reply(number, [], [])
+            reply = self._settle_all(sql, replica, number, asks)
+            names = [(replica, ask.key, ask.kind) for ask in asks]
+            sql.executemany("DELETE FROM held WHERE replica = ? AND key = ? AND kind = ?", names)
             return reply
+
+    def _settle_all(self, sql: sqlite3.Connection, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        last, forgotten = _last(sql, replica)
+        check_number(number, last)
+        entered = -number if forgotten else number
+        sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, entered, int(self._clock())))
+        reply = Reply(last, [], [], milliseconds(self._clock))
+        for ask in asks:
+            _settle(sql, replica, ask, ask.known if forgotten else 0, reply)
+        return reply
 
     def retire(self, replica: str) -> None:
         with self._transaction() as sql:
-            _forget(sql, "SELECT ?", replica)
+            sql.execute("DELETE FROM held WHERE replica = ?", (replica,))
+            sql.execute("DELETE FROM replicas WHERE replica = ?", (replica,))
 
     def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
         with self._transaction() as sql:
@@ -91,9 +104,18 @@ class SqliteStore:
             sql.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?)", (int(self._clock()), key, kind, amount, reason))
 
     def read(self, key: str) -> dict[Kind, Balance]:
-        with self._transaction() as sql:
-            rows = sql.execute("SELECT kind, total, extra FROM entries WHERE key = ?", (key,)).fetchall()
-        return {cast(Kind, kind): Balance(total, extra) for kind, total, extra in rows}
+        return self.read_all([key])[key]
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        found: dict[str, dict[Kind, Balance]] = {key: {} for key in keys}
+        for i in range(0, len(keys), BATCH):
+            some = keys[i : i + BATCH]
+            marks = ", ".join("?" * len(some))
+            with self._transaction("BEGIN") as sql:  # reads beside whoever writes
+                query = f"SELECT key, kind, total, extra FROM entries WHERE key IN ({marks})"
+                for key, kind, total, extra in sql.execute(query, some):
+                    found[key][cast(Kind, kind)] = Balance(total, extra)
+        return found
 
     def close(self) -> None:
         with self._lock:
@@ -105,11 +127,11 @@ class SqliteStore:
         self._connection = None
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
         """One transaction; whatever goes wrong undoes it, closes the connection and raises LedgerError."""
         with self._lock:
             try:
-                sql = self._patiently(self._begin)
+                sql = self._patiently(lambda: self._begin(begin))
                 yield sql
                 sql.execute("COMMIT")
             except (OSError, sqlite3.Error, ConfigError) as problem:
@@ -131,9 +153,9 @@ class SqliteStore:
                     raise
             time.sleep(random.uniform(0.0005, 0.002))
 
-    def _begin(self) -> sqlite3.Connection:
+    def _begin(self, begin: str) -> sqlite3.Connection:
         sql = self._open()
-        sql.execute("BEGIN IMMEDIATE")
+        sql.execute(begin)
         return sql
 
     def _open(self) -> sqlite3.Connection:
@@ -165,7 +187,7 @@ class SqliteStore:
             raise ConfigError("ledger.url", f"{str(self._path)!r}: its file system has no write-ahead log for SQLite")
         if version != VERSION:
             sql.executescript(_SCHEMA)
-        _forget(sql, "SELECT replica FROM replicas WHERE seen < ?", int(self._clock()) - FORGET)
+        _forget_silent(sql, int(self._clock()) - FORGET)
 
     def _identify(self) -> tuple[int, int] | None:
         try:
@@ -181,7 +203,15 @@ class SqliteStore:
             self._connection = None
 
 
-def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, now: int, reply: Reply) -> None:
+def _last(sql: sqlite3.Connection, replica: str) -> tuple[int, bool]:
+    """The replica's last exchange, and whether what it holds was forgotten: its number is negative then."""
+    row = sql.execute("SELECT last FROM replicas WHERE replica = ?", (replica,)).fetchone()
+    last = row[0] if row else 0
+    return abs(last), last < 0
+
+
+def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, unrecorded: int, reply: Reply) -> None:
+    """Settle `ask` of a replica that holds `unrecorded` if there is no record of it."""
     name = ask.key, ask.kind
     row = sql.execute(
         "SELECT total, extra, level, stamp, recent, before FROM entries WHERE key = ? AND kind = ?", name
@@ -189,13 +219,22 @@ def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, now: int, reply: Re
     held = sql.execute(
         "SELECT granted FROM held WHERE replica = ? AND key = ? AND kind = ?", (replica, *name)
     ).fetchone()
-    settled = settle(Entry(*row) if row else Entry(), held[0] if held else 0, ask, now)
+    settled = settle(Entry(*row) if row else Entry(), held[0] if held else unrecorded, ask, reply.now)
     sql.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*name, *settled.entry))
     sql.execute("REPLACE INTO held VALUES (?, ?, ?, ?)", (replica, *name, settled.granted))
     reply.granted.append(settled.granted)
     reply.restored.append(settled.restored)
 
 
-def _forget(sql: sqlite3.Connection, which: str, argument: object) -> None:
-    sql.execute(f"DELETE FROM held WHERE replica IN ({which})", (argument,))
-    sql.execute(f"DELETE FROM replicas WHERE replica IN ({which})", (argument,))
+def _forget_silent(sql: sqlite3.Connection, before: int) -> None:
+    """Forget what replicas hold that were not heard of since `before`, and remember that it was forgotten.
+
+    The clock may have been set forward, and the replica be alive: it is told apart from one that was never known.
+    """
+    silent = "SELECT replica FROM replicas WHERE seen < ? AND last > 0"
+    sql.execute("BEGIN IMMEDIATE")
+    sql.execute(f"DELETE FROM held WHERE replica IN ({silent})", (before,))
+    sql.execute("UPDATE replicas SET last = -last WHERE seen < ? AND last > 0", (before,))
+    newest = f"SELECT replica FROM replicas WHERE last < 0 ORDER BY seen DESC LIMIT {REMEMBERED}"
+    sql.execute(f"DELETE FROM replicas WHERE last < 0 AND replica NOT IN ({newest})")
+    sql.execute("COMMIT")

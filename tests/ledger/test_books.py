@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hardening.ledger.amounts import MOST, Bound
 from hardening.ledger.books import LAPSE, SHARE, Ask, Entry, settle
 from hardening.ledger.lease import Lease
-from hardening.ledger.redis import ACCOUNT, REPLICA, RedisStore
+from hardening.ledger.redis import ACCOUNT, REPLICA, ROLL, RedisStore
 from hardening.ledger.script import LEASE
 from tests.ledger.server import Server
 
@@ -26,7 +26,9 @@ def asks(draw: st.DrawFn, amounts: st.SearchStrategy[int] = SMALL, per: int | No
     used = draw(amounts)
     own = used + draw(SMALL) if per else min(MOST, used + draw(amounts))
     limit = draw(amounts) if not per else draw(st.integers(1, min(300, MOST // per)))
-    return Ask("credential:alice", "queries", own, used, draw(amounts), draw(amounts), limit, per)
+    known, since = own + draw(st.integers(-20, 200)), draw(st.sampled_from([0, NOW - 1000, NOW - 900, NOW, NOW + 1]))
+    wanted = draw(amounts), draw(amounts)
+    return Ask("credential:alice", "queries", own, used, *wanted, limit, per, max(0, known), since)
 
 
 @st.composite
@@ -100,7 +102,7 @@ class Bucket:
             lease.wait(amount)
             ask = lease.ask(seconds)
             self.entry, self.recorded[replica], _ = settle(self.entry, self.recorded[replica], ask, self.now)
-            lease.renew(ask, self.recorded[replica], seconds)
+            lease.renew(ask, self.recorded[replica], seconds, self.now)
         if lease.left < amount:
             return False
         lease.left -= amount
@@ -138,7 +140,7 @@ def renew(bucket: Bucket, replica: int) -> None:
     lease = bucket.leases[replica]
     ask = lease.ask(bucket.now / 1000)
     bucket.entry, bucket.recorded[replica], _ = settle(bucket.entry, bucket.recorded[replica], ask, bucket.now)
-    lease.renew(ask, bucket.recorded[replica], bucket.now / 1000)
+    lease.renew(ask, bucket.recorded[replica], bucket.now / 1000, bucket.now)
 
 
 def burst(bucket: Bucket) -> int:
@@ -281,10 +283,10 @@ def test_the_script_settles_as_python_does(redis: RedisStore, data: st.DataObjec
         call("DEL", account, replica)
         call("HSET", account, ask.kind, " ".join(map(str, entry)))
         call("HSET", replica, "last", 4, f"{ask.kind} {account}", recorded)
-        answer = redis._run(LEASE, [replica, account], [5, 100, now, *ask[1:]])
+        answer = redis._run(LEASE, [replica, ROLL, account], [5, 100, now, "", *ask[1:]])
         return answer, call("HGET", account, ask.kind), call("HGET", replica, f"{ask.kind} {account}")
 
     answer, stored, held = redis._with(work)
-    assert [int(n) for n in answer] == [4, wanted.granted, wanted.restored]
+    assert [int(n) for n in answer] == [4, now, wanted.granted, wanted.restored]
     assert tuple(map(int, stored.split())) == wanted.entry
     assert int(held) == wanted.granted

@@ -97,9 +97,8 @@ def test_a_grant_on_another_replica(tmp_path: Path, url: str, request: pytest.Fi
         # A refusal stands for a second in the lease, so that whoever has nothing left cannot make the store work.
         assert one._admission is not None
         assert one._admission._ledger is not None
-        for row in one._admission._ledger._rows.values():
-            for lease in row:
-                lease.ask_again()
+        for lease in one._admission._ledger._roster:
+            lease.ask_again()
         assert one.admit(name, 1).tier == "normal"
         assert len(one.harden({"p": P[:1]}, client=name)["p"]) == 1
 
