@@ -35,26 +35,28 @@ class MemoryStore:
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
         with self._lock:
-            last = self._last.get(replica, 0)
-            check_number(number, last)
-            self._last[replica] = number
-            held, now = self._held.setdefault(replica, {}), milliseconds(self._clock)
-            reply = Reply(last, [], [], now)
-            for ask in asks:
-                name = ask.key, ask.kind
-                settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, now)
-                self._entries[name], held[name] = settled.entry, settled.granted
-                reply.granted.append(settled.granted)
-                reply.restored.append(settled.restored)
-            return reply
+            return self._settle(replica, number, asks)
 
     def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
-        if number == self._last.get(replica):
-            return Reply(number, [], [])
-        reply = self.lease(replica, number, asks)
         with self._lock:
+            if number == self._last.get(replica):
+                return Reply(number, [], [])
+            reply = self._settle(replica, number, asks)
             for ask in asks:
                 del self._held[replica][ask.key, ask.kind]
+            return reply
+
+    def _settle(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        last = self._last.get(replica, 0)
+        check_number(number, last)
+        self._last[replica] = number
+        held, reply = self._held.setdefault(replica, {}), Reply(last, [], [], milliseconds(self._clock))
+        for ask in asks:
+            name = ask.key, ask.kind
+            settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, reply.now)
+            self._entries[name], held[name] = settled.entry, settled.granted
+            reply.granted.append(settled.granted)
+            reply.restored.append(settled.restored)
         return reply
 
     def retire(self, replica: str) -> None:
