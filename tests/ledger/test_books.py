@@ -110,6 +110,17 @@ class Bucket:
         self.admitted.append((self.now, amount))
         return True
 
+    def give_back(self, replica: int, late: int) -> None:
+        """Return what is left, in a request that is on its way for `late` milliseconds."""
+        lease, seconds = self.leases[replica], self.now / 1000
+        if lease.lapses <= seconds:
+            lease.lapse()
+        ask = lease.part()
+        self.now += late
+        self.entry, _, _ = settle(self.entry, self.recorded[replica], ask, self.now)
+        self.recorded[replica] = 0
+        lease.parted()
+
     def check(self) -> None:
         """No stretch of time saw more than a bucket may let through."""
         end, total = self.admitted[-1][0] if self.admitted else self.now, 0
@@ -119,19 +130,23 @@ class Bucket:
 
 
 PAUSES = [0, 1, 100, 500, 930, 937, 938, 1_000, 1_870, 1_880, 5_000, 30_000, 60_000, 200_000]
-#: A replica, whether it asks for all that it can get, how much it asks for otherwise, and the pause before, in ms.
-STEPS = st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
+#: A replica, whether it asks for all that it can get, or gives all back; how much it asks for otherwise, or how long it
+#: takes in ms; and the pause before, in ms.
+WHAT = st.sampled_from(["some", "some", "all", "return"])
+STEPS = st.lists(st.tuples(st.integers(0, 2), WHAT, st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([1, 5, 63, 64, 640, 6400]), STEPS)
 def test_no_stretch_of_time_sees_more_than_the_bucket_lets_through(
-    most: int, steps: list[tuple[int, bool, int, int]]
+    most: int, steps: list[tuple[int, str, int, int]]
 ) -> None:
     bucket = Bucket(most, 60_000, 3)
-    for replica, everything, amount, pause in steps:
+    for replica, what, amount, pause in steps:
         bucket.now += pause
-        while bucket.ask(replica, max(1, most // 16) if everything else amount) and everything:
+        if what == "return":
+            bucket.give_back(replica, 100 * (amount - 1))
+        while what != "return" and bucket.ask(replica, max(1, most // 16) if what == "all" else amount) and what == "all":
             pass
         bucket.check()
 
@@ -181,6 +196,28 @@ def test_a_client_that_hammers_gets_its_rate() -> None:
         bucket.ask(step % 3, 1)
     bucket.check()
     assert 300 + 0.9 * 3000 <= len(bucket.admitted) <= 300 + 3000
+
+
+def test_a_client_that_is_forgotten_after_each_request_loses_nothing() -> None:
+    """What it had on lease is given back, and can be leased again."""
+    bucket = Bucket(300, 60_000, 3)
+    for step in range(400):
+        bucket.now = NOW + 10 * step
+        bucket.ask(step % 3, 1)
+        bucket.give_back(step % 3, 0)
+    bucket.check()
+    assert 300 <= len(bucket.admitted) <= 300 + 4 * 5
+
+
+def test_rows_that_are_given_back_too_late_have_lapsed() -> None:
+    bucket = Bucket(6400, 60_000, 2)
+    assert bucket.ask(0, 25)
+    lease = bucket.leases[0]
+    ask = lease.part()
+    bucket.now += 60_000 // LAPSE + 1
+    before = settle(bucket.entry, 0, Ask("b", "queries", 0, 0, 0, 0, 6400, 60_000), bucket.now).entry
+    after, granted, _ = settle(bucket.entry, bucket.recorded[0], ask, bucket.now)
+    assert (after, granted) == (before, 25)
 
 
 def test_a_client_that_is_slow_is_never_refused() -> None:
