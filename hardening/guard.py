@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -157,8 +157,14 @@ class Guard:
 
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
-        row = self._clients.standing(client, self.policy.tiers[0], self.policy.detect.false_alarm)
-        return row if self._admission is None else self._admission.standing(row, client, self._clients.find(client))
+        return self._standings([client])[client]
+
+    def _standings(self, clients: Iterable[str]) -> dict[str, Standing]:
+        tier, alarm = self.policy.tiers[0], self.policy.detect.false_alarm
+        rows = {client: self._clients.standing(client, tier, alarm) for client in clients}
+        if self._admission is None:
+            return rows
+        return self._admission.standings({client: (row, self._clients.find(client)) for client, row in rows.items()})
 
     def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:
         """Allow an account more than the policy's bound, for good; `client` is its name on that `rung`.
@@ -171,9 +177,10 @@ class Guard:
 
     def clients(self) -> dict[str, Standing]:
         """The standing of every client, and of the pooled account if it was used."""
-        standings = {name: self.standing(name) for name in self._clients.names()}
-        pooled = self.standing(POOLED)
-        return standings | ({POOLED: pooled} if pooled.queries else {})
+        standings = self._standings([*self._clients.names(), POOLED])
+        if not standings[POOLED].queries:
+            del standings[POOLED]
+        return standings
 
     def admit(self, client: str | Identity | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from hardening.errors import InputError
+from hardening.errors import InputError, LedgerError
 from hardening.ledger.amounts import KINDS, MOST, Account, Budget, Cost, Kind, Shortfall
 from hardening.ledger.books import Ask
 from hardening.ledger.forks import watch
@@ -127,8 +127,19 @@ class Ledger:
 
     def balance(self, account: Account) -> dict[Kind, Balance]:
         """What the durable books say about an account. One round trip; raises LedgerError, InputError."""
-        account.check()
-        return self._store.read(account.key)
+        return self.balances([account])[account]
+
+    def balances(self, accounts: Sequence[Account]) -> dict[Account, dict[Kind, Balance]]:
+        """What the durable books say about accounts. A round trip for every few hundred; exchanges do not wait for it.
+
+        Raises LedgerError, at once while the store is known to be away, and InputError.
+        """
+        for account in accounts:
+            account.check()
+        if not self._line.up:
+            raise LedgerError("the books cannot be had at the moment")
+        found = self._store.read_all([account.key for account in accounts])
+        return {account: found[account.key] for account in accounts}
 
     def grant(self, account: Account, cost: Cost, *, reason: str) -> None:
         """Allow an account more bits or rho than the policy's bound, for good. A record and an event say so.
