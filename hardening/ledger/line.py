@@ -27,7 +27,8 @@ class Line:
     """Arguments are those of `Ledger`.
 
     Events: ``ledger-unreachable``, ``ledger-full``, ``ledger-not-durable``, ``ledger-back``; ``ledger-restored`` when
-    the store was told what it had forgotten, or what was spent while it was away; ``clock-jumped``, the store's or ours.
+    the store was told what it had forgotten, or what was spent while it was away; ``clock-jumped``, with whose it was
+    if it was the store's.
 
     Attributes:
         up: whether the last exchange succeeded.

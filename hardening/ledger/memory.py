@@ -71,9 +71,8 @@ class MemoryStore:
             self.grants.append((key, kind, amount, reason))
 
     def read(self, key: str) -> dict[Kind, Balance]:
-        with self._lock:
-            found = {kind: self._entries.get((key, kind)) for kind in KINDS}
-        return {kind: Balance(e.total, e.extra) for kind, e in found.items() if e is not None}
+        found = [(kind, self._entries.get((key, kind))) for kind in KINDS]
+        return {kind: Balance(entry.total, entry.extra) for kind, entry in found if entry is not None}
 
     def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
         return {key: self.read(key) for key in keys}

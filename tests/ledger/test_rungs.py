@@ -48,7 +48,8 @@ def test_refused_batches_of_every_size_starve_nobody_elsewhere(store: Store, clo
     for second in range(3600 // 5):
         clock.now += 5
         for k in range(10):
-            refused += here.spend(who("evil"), Cost(queries=101 + int(10_800 * 0.9 ** (10 * (second % 5) + k)))) is not None
+            rows = 101 + int(10_800 * 0.9 ** (10 * (second % 5) + k))
+            refused += here.spend(who("evil"), Cost(queries=rows)) is not None
         for i in range(5):
             served += there.spend(who(f"honest {(5 * second + i) % 200}"), Cost(queries=1)) is None
     assert refused == 7200
@@ -67,16 +68,15 @@ def test_what_was_leased_for_a_request_that_a_wide_rung_refuses_is_returned(stor
 
 def test_rows_that_were_leased_for_a_request_that_was_refused_are_given_back(store: Store, clock: FakeClock) -> None:
     """Rows of a window, too, while they have not lapsed; and none is there twice."""
-    day = Window("1d", 1000)
-    here, there = pair(
-        store, clock, credential=Budget(queries=day), organisation=Budget(queries=day), model=Budget(queries=Window("1d", 100))
-    )  # fmt: skip
+    many, few = Budget(queries=Window("1d", 1000)), Budget(queries=Window("1d", 100))
+    here, there = pair(store, clock, credential=many, organisation=many, model=few)
     accounts = Account("credential", "evil"), ACME, MODEL
     assert here.spend(accounts, Cost(queries=900)) == ("model:m", "queries", "exhausted")
     here.tick()
     honest = Account("credential", "honest"), ACME
     assert there.spend(honest, Cost(queries=990)) is None
-    assert here.spend((Account("credential", "x"), ACME), Cost(queries=11)) == ("organisation:acme", "queries", "exhausted")
+    more = Account("credential", "another"), ACME
+    assert here.spend(more, Cost(queries=11)) == ("organisation:acme", "queries", "exhausted")
     assert store.read(ACME.key)["queries"].total <= 1000
 
 

@@ -82,6 +82,8 @@ def table(clients: list[dict[str, Any]]) -> Table:
     """What the operator looks at; columns that say nothing about anybody are left out."""
     total = sum(c["queries"] for c in clients)
     title = f"clients: {len(clients)}, queries: {total:,}"
+    if any(c.get("stale") for c in clients):
+        title += "\nThe books cannot be had: what follows is what the server counted itself since it started."
     out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rho, spent, suspicion = (any(c.get(name) != 0 for c in clients) for name in ("rho", "spent", "suspicion"))
     out.add_column("client", overflow="fold", min_width=8)
