@@ -41,7 +41,8 @@ class Roster:
 
     def row(self, account: Account) -> Row:
         """The leases of one account, if it is open."""
-        return self._rungs.get(account.rung, {}).get(account, ())
+        rows = self._rungs.get(account.rung)
+        return () if rows is None else rows.get(account, ())
 
     def leases(self, accounts: tuple[Account, ...]) -> Row:
         """The leases of all accounts, each once, opened if need be. Raises InputError."""

@@ -29,31 +29,30 @@ def who(name: str) -> tuple[Account, ...]:
 def test_a_request_that_a_narrow_rung_refuses_takes_no_more_than_a_slice_of_the_wide_one(
     store: Store, clock: FakeClock
 ) -> None:
-    here, there = pair(store, clock, credential=Budget(bits=1000.0), model=Budget(bits=1e6))
+    here, there = pair(store, clock, credential=Budget(bits=1e4), model=Budget(bits=1e6))
     assert here.spend(who("evil"), Cost.of(bits=9e5)) == ("credential:evil", "bits", "exhausted")
     assert here.held(MODEL)["bits"] <= 1e6 / SHARE * BIT
     served = 0
-    while there.spend(who(f"honest {served}"), Cost.of(bits=500.0)) is None:
+    while there.spend(who(f"honest {served}"), Cost.of(bits=5000.0)) is None:
         served += 1
-    assert 500 * served > (1 - 1 / SHARE) * 1e6 - 1000
+    assert 5000 * served > (1 - 1 / SHARE) * 1e6 - 1e4
 
 
 def test_refused_batches_of_every_size_starve_nobody_elsewhere(store: Store, clock: FakeClock) -> None:
-    """One client with a window of 100 rows asks for more, in ever new sizes, a whole window long; on the other replica
-    200 others ask for one row a second, a third of what the model's window lets through."""
+    """One client with a window of 100 rows asks for more, in ever new sizes, for half an hour; on the other replica
+    200 others ask for one row a second, a third of what the model's window lets through, six at a time."""
     here, there = pair(
         store, clock, credential=Budget(queries=Window("1h", 100)), model=Budget(queries=Window("1h", 10_800))
     )
     served = refused = 0
-    for second in range(3600 // 5):
-        clock.now += 5
-        for k in range(10):
-            rows = 101 + int(10_800 * 0.9 ** (10 * (second % 5) + k))
-            refused += here.spend(who("evil"), Cost(queries=rows)) is not None
-        for i in range(5):
-            served += there.spend(who(f"honest {(5 * second + i) % 200}"), Cost(queries=1)) is None
-    assert refused == 7200
-    assert served == 3600
+    for minute in range(30):
+        clock.now += 60
+        for k in range(20):
+            refused += here.spend(who("evil"), Cost(queries=101 + int(10_800 * 0.8**k))) is not None
+        for i in range(10):
+            served += there.spend(who(f"honest {(10 * minute + i) % 200}"), Cost(queries=6)) is None
+    assert refused == 600
+    assert served == 300
 
 
 def test_what_was_leased_for_a_request_that_a_wide_rung_refuses_is_returned(store: Store, clock: FakeClock) -> None:
