@@ -169,4 +169,5 @@ def strand(url: str, folder: Path, kills: int, seed: int) -> dict[str, dict[str,
 
 if __name__ == "__main__":
     mode, url, folder, number, seed = sys.argv[1:]
-    print(json.dumps({"kill": kill, "hammer": hammer, "strand": strand}[mode](url, Path(folder), int(number), int(seed))))
+    run = {"kill": kill, "hammer": hammer, "strand": strand}[mode]
+    print(json.dumps(run(url, Path(folder), int(number), int(seed))))
