@@ -24,13 +24,26 @@ from hardening.errors import Denied
 from hardening.ledger import Account, Budget, Ledger, LedgerRules
 from hardening.ledger.amounts import UNITS
 from hardening.ledger.sqlite import SqliteStore
-from hardening.testing import RecordingSink
 from hardening.transforms import Types
+from hardening.types import Event
 
 NORMAL = math.log2(176_851)  # bits of one answer: grid points of four classes
 SCORES = {"p": np.array([[0.1, 0.2, 0.3, 0.4]], "f4")}
 #: Seven answers for one client, and as many for all as anybody asks here.
 BUDGETS = {"credential": Budget(bits=7.5 * NORMAL), "model": Budget(bits=4e9)}
+
+
+class Kinds:
+    """A sink that keeps which kinds of events there were, and no more."""
+
+    def __init__(self) -> None:
+        self.kinds: set[str] = set()
+
+    def emit(self, event: Event) -> None:
+        self.kinds.add(event.kind)
+
+    def close(self) -> None:
+        pass
 
 
 class Flood:
@@ -43,7 +56,7 @@ class Flood:
         )
         store = SqliteStore(root / "books.db", timeout=60.0)
         self.ledger = Ledger(store, BUDGETS) if capacity is None else Ledger(store, BUDGETS, capacity=capacity)
-        self.sink = RecordingSink()
+        self.sink = Kinds()
         self.guard = hardening.Guard(rules, "m", sink=self.sink, ledger=self.ledger)
         self.answered = 0
 
@@ -82,7 +95,7 @@ class Flood:
         told = self.ledger.balance(model)["bits"].total - self.ledger.held(model)["bits"]
         assert told == pytest.approx(self.answered * NORMAL * UNITS[0], rel=1e-6)
         assert self.ledger.balance(Account("credential", POOLED)) == {}
-        assert self.sink.events == [e for e in self.sink.events if e.kind in ("accounts-pooled", "denied")]
+        assert self.sink.kinds <= {"accounts-pooled", "budget-exhausted", "tier-changed", "denied"}
 
 
 def lives(root: Path, capacity: int | None = None) -> Flood:
@@ -101,7 +114,6 @@ def end(flood: Flood, names: int) -> None:
     bob, carol = flood.ask("bob", 8), flood.ask("carol", 8)
     assert (bob, carol) == (4, 7)
     flood.answered += 11
-    flood.sink.events = [e for e in flood.sink.events if e.kind not in ("budget-exhausted", "tier-changed")]
     flood.check(names)
     flood.guard.close()
 
