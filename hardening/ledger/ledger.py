@@ -19,8 +19,10 @@ from hardening.ledger.store import BATCH, Balance, Store
 from hardening.types import Clock, Sink
 
 #: Accounts of one rung that a replica has open. Beyond that, those that were not used for longest are settled with the
-#: store and forgotten; where the books are in memory alone, new identities share one pooled account instead.
+#: store and forgotten.
 CAPACITY = 16_384
+#: Where the books are in memory alone, nothing is forgotten; beyond that, new identities share one pooled account.
+ROOM = 65_536
 #: Seconds between two looks for leases that nobody uses; one that was not used from one look to the next is returned.
 SWEEP = 30.0
 _TICK = 1.0
@@ -38,7 +40,7 @@ class Ledger:
         clock: seconds since the epoch, for events.
         monotonic: seconds on a clock that nobody sets.
         background: renew in a thread of its own; without it, whoever owns the ledger calls `tick`.
-        capacity: accounts of one rung that are kept open.
+        capacity: accounts of one rung that are kept open; `CAPACITY` or `ROOM` if left out.
 
     Safe to share between threads. After a fork, the child is another replica and has no leases.
     """
@@ -53,12 +55,13 @@ class Ledger:
         clock: Clock = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         background: bool = True,
-        capacity: int = CAPACITY,
+        capacity: int | None = None,
     ) -> None:
         self._store, self._on_failure, self._sink = store, on_failure, sink
         self._bounds = {rung: budget.bounds for rung, budget in budgets.items()}
         self._clock, self._monotonic = clock, monotonic
-        self._background, self._capacity = background, capacity
+        self._background = background
+        self._capacity = capacity or (CAPACITY if store.durable else ROOM)
         self._closed = self._ended = False
         self._begin()
         watch(self)

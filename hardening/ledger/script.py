@@ -16,7 +16,7 @@ from hardening.ledger.store import REMEMBERED
 #: was overtaken.
 #:
 #: A record may be gone while its replica lives: when the server's clock is set forward. The roll tells that from books
-#: that were lost. What the replica was said to hold then is in the accounts already.
+#: that were lost. What the replica was said to hold then is in the accounts already, and nothing of it is returned.
 LEASE = f"""
 local SHARE, LAPSE, MOST = {SHARE}, {LAPSE}, {MOST}
 local floor, min, max = math.floor, math.min, math.max
@@ -106,7 +106,7 @@ for i = 3, #KEYS do
         e.total, e.extra, e.level = tonumber(total), tonumber(extra), tonumber(level)
         e.stamp, e.recent, e.before = tonumber(stamp), tonumber(recent), tonumber(before)
     end
-    local recorded = tonumber(redis.call('HGET', record, held) or (forgotten and n[7]) or 0)
+    local recorded = tonumber(redis.call('HGET', record, held) or (forgotten and min(n[1], n[7])) or 0)
     local granted, restored = settle(e, recorded, n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], now)
     redis.call('HSET', KEYS[i], kind, table.concat({{text(e.total), text(e.extra), text(e.level), text(e.stamp),
         text(e.recent), text(e.before)}}, ' '))

@@ -86,7 +86,7 @@ class SqliteStore:
         sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, entered, int(self._clock())))
         reply = Reply(last, [], [], milliseconds(self._clock))
         for ask in asks:
-            _settle(sql, replica, ask, ask.known if forgotten else 0, reply)
+            _settle(sql, replica, ask, min(ask.known, ask.own) if forgotten else 0, reply)
         return reply
 
     def retire(self, replica: str) -> None:

@@ -55,7 +55,7 @@ class Flood:
             {"p": Output("simplex", tiers)}, budgets=BUDGETS, ledger=LedgerRules("sqlite:///books.db"), root=root
         )
         store = SqliteStore(root / "books.db", timeout=60.0)
-        self.ledger = Ledger(store, BUDGETS) if capacity is None else Ledger(store, BUDGETS, capacity=capacity)
+        self.ledger = Ledger(store, BUDGETS, capacity=capacity)
         self.sink = Kinds()
         self.guard = hardening.Guard(rules, "m", sink=self.sink, ledger=self.ledger)
         self.answered = 0
