@@ -18,9 +18,10 @@ lint: $(VENV)/ready
 test: lint
 	$(BIN)/python -m pytest
 
-# Also what takes long: installations into fresh environments, the demo at its full length without cached kernels.
+# Also what takes long: installations into fresh environments, the demo at its full length without cached kernels; and
+# properties on other examples than those of every run.
 test-deep: test
-	$(BIN)/python -m pytest -m deep
+	$(BIN)/python -m pytest -m "deep or hypothesis" --hypothesis-profile=explore
 
 demo: $(VENV)/ready
 	$(BIN)/hardening demo

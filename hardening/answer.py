@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import secrets
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardening.asked import question_of, searched
 from hardening.config import Output, Policy
 from hardening.errors import InputError, ReleaseError
 from hardening.kernels import layout
@@ -35,13 +35,21 @@ class Programs:
         key: Key | None,
         model_digest: str,
         baselines: Mapping[str, NDArray[np.float64]] | None = None,
+        logged: str | None = None,
+        secret: Key | None = None,
     ) -> None:
         #: By output, what ordinary clients ask (`Baseline.numbers`), where evidence is to be gathered.
         self.baselines = dict(baselines or {})
+        #: The output whose rows are logged; and what questions are hashed under to tell them apart, by default the key.
+        self.logged, self.secret = logged, secret or key
         self.policy, self.key, self.model_digest = policy, key, model_digest
         self._known: dict[tuple[str, str, int], Program] = {}
         self._building = threading.Lock()
         self.tag = functools.lru_cache(maxsize=4096)(self._tag)
+
+    def names(self, output: str) -> bool:
+        """Whether the questions about an output are told apart, even if its noise is not keyed on them."""
+        return self.secret is not None and (output in self.baselines or output == self.logged)
 
     def get(self, output: str, tier: str, width: int) -> Program:
         program = self._known.get((output, tier, width))
@@ -75,8 +83,10 @@ class Answer:
     Attributes:
         tier: as given.
         nonces: of noise keyed on the input, once it is hardened: uint32 ``(rows, 3)``, one for each distinct row.
+        searched: what near duplicates are to be looked for in, ``(rows, ...)``, if the policy asks for it.
 
-    Raises ReleaseError if an output is not what the policy expects, InputError if the noise needs inputs.
+    Raises ReleaseError if an output is not what the policy expects, InputError if the noise, or the search for near
+    duplicates, needs inputs and those given will not do.
     """
 
     def __init__(
@@ -98,7 +108,9 @@ class Answer:
         self._programs, self.tier, self._inputs = programs, tier, inputs
         self._others: dict[str, Answer] = {}
         self._bits, self._rho = 0.0, 0.0
-        self._question: Question | None = None
+        near = programs.policy.detect.near
+        self.searched = None if near is None else searched(inputs, rows, near.input)
+        self._names: NDArray[np.uint32] | None = None
         self.nonces: NDArray[np.uint32] | None = None
         self._maps: dict[str, NDArray[np.float32]] = {}
         self._fresh: list[NDArray[np.uint32]] = []
@@ -111,7 +123,7 @@ class Answer:
             if rules.label_output in outputs:
                 self._derived.append((name, rules.label_output or "", rules))
         #: The one job there is, if one call of a kernel is all there is to do, and nobody has to pay for it.
-        self.only = None if programs.policy.selective else self._only()
+        self.only = None if programs.policy.selective or programs.policy.detect.watches else self._only()
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -153,8 +165,16 @@ class Answer:
         if not value.flags.writeable:
             raise ReleaseError(name, None, "is read-only, and scores are hardened in place: pass a copy")
         program = self._programs.get(name, self.tier, width)
-        nonces, question = self._nonces_for(name, program)
-        task = Task(program, vectors, self.rows, nonces, question, self._beside(name, program, vectors, value))
+        question = self._ask(name, program)
+        task = Task(
+            program,
+            vectors,
+            self.rows,
+            self._nonces_for(program),
+            question,
+            self._beside(name, program, vectors, value),
+            self._names if program.keyed_by_input or self._programs.names(name) else None,
+        )
         task.job[Job.DUPLICATES] = self.nearly.ctypes.data
         promise = program.promise(value.dtype.itemsize)
         most = dict.fromkeys(("simplex", "logits"), math.log2(max(width, 1))) | dict.fromkeys(INDEPENDENT, 1.0)
@@ -189,30 +209,41 @@ class Answer:
             )
         return found.reshape(vectors.shape)
 
-    def _nonces_for(self, name: str, program: Program) -> tuple[NDArray[np.uint32], Question | None]:
-        """Room for the nonces, shared by all outputs keyed on the input; the first of them has the kernel fill it."""
-        if not program.keyed_by_input:
-            nonces = np.zeros((self.rows, 3), np.uint32)
-            if program.fresh:
-                self._fresh.append(nonces)
-            return nonces, None
-        if self.nonces is not None:
-            return self.nonces, None
-        if not self._inputs:
-            raise InputError(
-                f"output {name!r} has noise keyed on the input: pass inputs= (a dict of arrays), "
-                'or use key = "cell" or key = "fresh" in the policy'
-            )
-        key = self._programs.key
-        assert key is not None
-        self.nonces = np.zeros((self.rows, 3), np.uint32)
-        inputs = {n: _canonical(n, np.asarray(a)) for n, a in self._inputs.items()}
-        if self.rows > 1 and not any(a.ndim and len(a) == self.rows for a in inputs.values()):
-            raise InputError(
-                f"output {name!r} has {self.rows} rows and no input has: noise keyed on the input would be one for all"
-            )
-        self._question = Question(key, self._programs.model_digest, inputs, self.rows)
-        return self.nonces, self._question
+    def _nonces_for(self, program: Program) -> NDArray[np.uint32]:
+        """What the noise of an output is keyed on, one nonce for each row; where that is the input, their names."""
+        if program.keyed_by_input:
+            assert self._names is not None
+            self.nonces = self._names
+            return self._names
+        nonces = np.zeros((self.rows, 3), np.uint32)
+        if program.fresh:
+            self._fresh.append(nonces)
+        return nonces
+
+    def _ask(self, name: str, program: Program) -> Question | None:
+        """The question, for the first output that goes by it; its kernel fills the names in, which all outputs share.
+
+        Raises InputError where noise is keyed on the question and there is none; what is only watched does without.
+        """
+        if self._names is not None or not (program.keyed_by_input or self._programs.names(name)):
+            return None
+        secret = self._programs.secret
+        assert secret is not None
+        try:
+            question = question_of(self._inputs, self.rows, name, secret, self._programs.model_digest)
+        except InputError:
+            if program.keyed_by_input:
+                raise
+            return None
+        self._names = np.zeros((self.rows, 3), np.uint32)
+        return question
+
+    def asked(self, output: str) -> tuple[NDArray[np.float64], NDArray[np.uint32] | None, NDArray[np.uint8]] | None:
+        """What a log keeps of the rows of an output hardened last (`clients.log.records`); None if it has none."""
+        for name, task, job in self.entries:
+            if name == output and task is not None:
+                return *task.asked(), np.repeat(self.nearly, int(job[Job.PER_ROW]))
+        return None
 
     def prepare(self, client: str) -> None:
         """Before the kernels run: fresh nonces, the client's tag, and copies of scores that they cannot work on."""
@@ -271,31 +302,6 @@ def _raw_bits(value: Any) -> float:
     if isinstance(value, list | tuple):
         return sum(map(_raw_bits, value))
     return math.inf
-
-
-def _canonical(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Little-endian and contiguous: complex numbers as pairs, booleans by their truth, texts digested (BLAKE2b).
-
-    Raises InputError for what has bytes that mean nothing, or that are not its own.
-    """
-    if array.dtype.kind == "b":  # any byte but zero is true
-        array = array.view(np.uint8) != 0
-    if array.dtype.kind in "OSU":
-        texts = array.ravel().tolist()
-        if not all(isinstance(t, str | bytes) for t in texts):
-            raise InputError(f"input {name!r} holds neither numbers nor text: noise cannot be keyed on it")
-        octets = (t if isinstance(t, bytes) else t.encode() for t in texts)
-        out = np.frombuffer(b"".join(hashlib.blake2b(t, digest_size=32).digest() for t in octets), np.uint8)
-        return out.reshape(*array.shape, 32)
-    if array.dtype.kind not in "biufcmM" or array.dtype.char in "gG":
-        raise InputError(
-            f"input {name!r} holds {array.dtype} values: noise cannot be keyed on them, pass numbers of up to 64 bits "
-            "for each part, or text"
-        )
-    if array.dtype.kind == "c":
-        array = array.reshape(*array.shape, 1).view(array.real.dtype)
-    little: NDArray[Any] = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    return little.reshape(array.shape)
 
 
 def _scores_of_maps(name: str, maps: list[Any]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from hardening.config import Policy
 from hardening.errors import ConfigError, InputError
 from hardening.events import LogSink
 from hardening.keys import read_reference
-from hardening.ledger import Account, Cost, Ledger, open_ledger
+from hardening.ledger import Account, Cost, Ledger, check_store, open_ledger
 from hardening.types import Clock, Sink
 
 _LONGEST_REASON = 500
@@ -17,10 +17,20 @@ _LONGEST_REASON = 500
 
 def open_budgets(policy: Policy, sink: Sink, clock: Clock = time.time) -> Ledger:
     """The ledger over the books that `policy` names. Raises ConfigError."""
-    rules = policy.ledger
-    password = read_reference(rules.password, policy.root, "ledger.password") if rules.password else None
-    said = None if password is None else password.decode(errors="replace").strip()
-    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock)
+    password = _password(policy)
+    return open_ledger(policy.ledger, policy.budgets, root=policy.root, password=password, sink=sink, clock=clock)
+
+
+def check_budgets(policy: Policy, connect: bool = False) -> None:
+    """Raise ConfigError where `open_budgets` would; see `hardening.ledger.check_store`."""
+    check_store(policy.ledger, root=policy.root, password=_password(policy), connect=connect)
+
+
+def _password(policy: Policy) -> str | None:
+    reference = policy.ledger.password
+    if reference is None:
+        return None
+    return read_reference(reference, policy.root, "ledger.password").decode(errors="replace").strip()
 
 
 def granted(policy: Policy, client: str, rung: str, bits: float, rho: float, reason: str) -> tuple[Account, Cost]:

@@ -87,6 +87,30 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Near:
+    """How near duplicates of earlier questions are looked for; see `hardening.clients.fingerprints`.
+
+    Attributes:
+        input: the model's input whose rows are compared; numbers.
+        span: range of its ordinary values, largest less smallest.
+        window: entries that are compared together: 20 or more for pictures, 1 for a few unrelated columns.
+        rows: questions of all clients that are remembered, some 500 bytes each.
+    """
+
+    input: str
+    span: float
+    window: int = 20
+    rows: int = 20_000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.span < math.inf:
+            raise ConfigError("detect.near.span", f"must be a finite number above 0, not {self.span!r}")
+        for name in ("window", "rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"detect.near.{name}", f"must be at least 1, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
 class Detect:
     """The policy's section ``[detect]``.
 
@@ -94,14 +118,33 @@ class Detect:
         baseline: file that `hardening calibrate` wrote, relative to the policy; without one nobody is ever suspected.
         false_alarm: chance that an ordinary client ever reaches a suspicion of 1, however much it asks; s: its s-th
             power.
+        log: file that what clients ask is appended to, relative to the policy, for `hardening calibrate` to read.
+        log_bytes: size beyond which the log does not grow; a row takes some 170 bytes.
+        output: whose rows the log has; left out, the baseline's or the first that has tiers.
+        near: how near duplicates are looked for, if at all.
     """
 
     baseline: str | None = None
     false_alarm: float = 1e-4
+    log: str | None = None
+    log_bytes: int = 1 << 28
+    output: str | None = None
+    near: Near | None = None
 
     def __post_init__(self) -> None:
         if not 1e-12 <= self.false_alarm <= 0.1:
             raise ConfigError("detect.false_alarm", f"must be between 1e-12 and 0.1, not {self.false_alarm!r}")
+        if self.log == "":
+            raise ConfigError("detect.log", "must name a file")
+        if self.log_bytes < 1:
+            raise ConfigError("detect.log_bytes", f"must be at least 1, not {self.log_bytes!r}")
+        if self.output is not None and self.log is None:
+            raise ConfigError("detect.output", "means nothing without detect.log, whose rows are of it")
+
+    @property
+    def watches(self) -> bool:
+        """Whether there is more to do about a question than to harden its answer."""
+        return self.log is not None or self.near is not None
 
 
 @dataclass(frozen=True)
@@ -149,6 +192,11 @@ class Policy:
 
         self._check_surrogates()
         self._check_budgets()
+        if self.detect.log is not None:
+            scored = [name for name, output in self.outputs.items() if output.tiers]
+            if self.detect.output not in (None, *scored) or not scored:
+                known = ", ".join(scored) or "none"
+                raise ConfigError("detect.output", f"a log is of an output that has tiers; these have: {known}")
 
     def _check_budgets(self) -> None:
         for rung, budget in self.budgets.items():
@@ -251,6 +299,8 @@ class Policy:
             said.append("ledger.url: budgets are kept in memory: they begin anew with every process")
         if self.respond.suspicion and self.detect.baseline is None:
             said.append("detect.baseline: without one nobody is suspected, and [respond] has nothing to respond to")
+        if self.detect.near is not None and self.detect.baseline is None and self.detect.log is None:
+            said.append("detect.near: near duplicates speak against nobody without a baseline or a log for one")
         return tuple(said)
 
 

@@ -16,14 +16,17 @@ from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
 from hardening.budgets import open_budgets
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
-from hardening.config import Policy
-from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
+from hardening.clients.fingerprints import HASHES, Fingerprints
+from hardening.config import Near, Policy
+from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
-from hardening.keys import load_key
+from hardening.keys import load_key, own_key
 from hardening.ledger import Ledger
+from hardening.noise import Key, derive
 from hardening.program import Task
 from hardening.recent import Recent, layout_of
+from hardening.recorder import open_recorder
 from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
@@ -65,18 +68,17 @@ def as_client(client: str | Identity) -> Iterator[None]:
         _client.reset(token)
 
 
+def _fingerprints(near: Near | None, secret: Key, model_digest: str) -> Fingerprints | None:
+    if near is None:
+        return None
+    return Fingerprints(derive(secret, "near", model_digest), near.span, near.window, near.rows * HASHES)
+
+
 def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
     """What ordinary clients ask, by output, as kernels read it."""
-    name = policy.detect.baseline
-    if name is None:
+    if policy.detect.baseline is None:
         return {}
-    try:
-        text = (policy.root / name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError("detect.baseline", f"cannot read {name!r}: {problem}") from None
-    baseline = Baseline.from_json(text, "detect.baseline")
-    if baseline.output not in policy.outputs:
-        raise ConfigError("detect.baseline", f"is of the output {baseline.output!r}, which the policy does not name")
+    baseline = Baseline.read(policy.root / policy.detect.baseline, policy.outputs, "detect.baseline")
     return {baseline.output: baseline.numbers()}
 
 
@@ -106,12 +108,17 @@ class Guard:
     ) -> None:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
-        self._programs = Programs(policy, key, model_digest or "", _baselines(policy))
+        secret, digest, baselines = key or own_key(), model_digest or "", _baselines(policy)
+        scored = (*baselines, *(name for name, output in policy.outputs.items() if output.tiers))
+        self._logged = (policy.detect.output or scored[0]) if policy.detect.log is not None else None
+        self._programs = Programs(policy, key, digest, baselines, self._logged, secret)
         self._clients = Clients(CAPACITY)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
         self._sink: Sink = sink if sink is not None else LogSink()
         self._clock = clock
+        self._recorder = open_recorder(policy, secret, digest, self._tell, clock)
+        self._fingerprints = _fingerprints(policy.detect.near, secret, digest)
         labels = {o.label_output: name for name, o in policy.outputs.items() if o.label_output}
         self.released = frozenset((*policy.outputs, *labels))
         self._scores_of = labels
@@ -140,6 +147,8 @@ class Guard:
         self._decisions.clear()
         if self._admission is not None:
             self._admission.close()
+        if self._recorder is not None:
+            self._recorder.close()
         self._sink.close()
 
     def _suspicion(self, client: str) -> float:
@@ -181,6 +190,13 @@ class Guard:
         if not standings[POOLED].queries:
             del standings[POOLED]
         return standings
+
+    def links(self) -> tuple[tuple[int, int, int], ...]:
+        """Clients, by their place in `clients`, whose questions nearly repeat each other's, and how often they did.
+
+        For `hardening.clients.fleet.clusters`; only where the policy looks for near duplicates.
+        """
+        return () if self._fingerprints is None else self._fingerprints.links()
 
     def admit(self, client: str | Identity | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.
@@ -344,6 +360,9 @@ class Guard:
         admission = self._admission
         if admission is not None:
             answer = admission.pay(decision, answer)
+        if self._fingerprints is not None and answer.searched is not None:
+            slot = -1 if decision.slot == self._clients.pooled else decision.slot
+            answer.nearly[...] = self._fingerprints.seen(answer.searched, slot).duplicate
         answer.prepare(decision.client)
         for name, task, job in answer.entries:
             if task is None or task.small:
@@ -355,6 +374,10 @@ class Guard:
             if status:
                 self._refuse(name, task, status)
         answer.complete()
+        if self._recorder is not None and self._logged is not None:
+            asked = answer.asked(self._logged)
+            if asked is not None:
+                self._recorder.record(decision.client, *asked)
         if admission is not None:
             admission.credit(decision, answer)
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import stat
@@ -27,16 +28,41 @@ def read_reference(reference: str, root: Path, path: str) -> bytes:
         raise ConfigError(path, f"cannot read {name!r}: {problem.strerror}") from None
 
 
+@functools.cache
+def own_key() -> Key:
+    """A key of this process alone, for what no other has to know: where a policy has none of its own."""
+    return Key(1, CIPHERS[0], secrets.token_bytes(SECRET_BYTES))
+
+
 def load_key(source: KeySource, root: Path) -> Key:
     """The key a policy refers to; created, with mode 0600, if it is missing and the policy says so.
 
     Raises ConfigError if it cannot be read, is not a key, is for another cipher than the policy names, or is open to
     other users.
     """
+    if _to_be_made(source, root):
+        _create(root / source.source[5:], source.cipher or CIPHERS[0])
+    return _read(source, root)
+
+
+def check_key(source: KeySource, root: Path) -> None:
+    """Raise ConfigError where `load_key` would; nothing is created."""
+    if not _to_be_made(source, root):
+        _read(source, root)
+        return
+    file = root / source.source[5:]
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        reason = "is not writable" if file.parent.is_dir() else "does not exist"
+        raise ConfigError("key.source", f"cannot create {file.name!r}: the folder {str(file.parent)!r} {reason}")
+
+
+def _to_be_made(source: KeySource, root: Path) -> bool:
+    return source.create and not os.path.exists(root / source.source[5:])
+
+
+def _read(source: KeySource, root: Path) -> Key:
     if source.source.startswith("file:"):
         file = root / source.source[5:]
-        if source.create and not os.path.exists(file):
-            _create(file, source.cipher or CIPHERS[0])
         try:
             mode = stat.S_IMODE(file.stat().st_mode)
         except OSError as problem:

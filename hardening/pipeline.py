@@ -218,7 +218,7 @@ class Pipeline:
             rows = np.clip(rows, 0.0, 1.0)
         own = rows.argmax(axis=1)
         if self.space == "simplex":
-            rows = rows / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40)[:, None]
+            rows = rows * (1.0 / (np.rint(rows * 2.0**40).sum(axis=1) / 2.0**40))[:, None]
         state = State(rows, own, own, None if other is None else np.asarray(other, np.float64), coverage)
         given = iter(()) if draws is None else draws
         for transform, space in zip(self.transforms, self.spaces(), strict=True):

@@ -75,7 +75,7 @@ class Program:
                 secret = derive(key, "noise", model_digest, output, *context)
                 step[Step.SECRET] = self._keep(round_keys(key.cipher, secret))
                 call = f"{call}_{key.cipher.replace('-', '_')}"
-            step[Step.FUNCTION] = kernels.address(call)
+            step[Step.FUNCTION], step[Step.SPARSE] = kernels.address(call), op.sparse
             step[Step.PARAMS] = row.ctypes.data
             step[Step.DATA] = 0 if data is None else self._keep(data)
         cell_key = hash_key(derive(key, "cell", model_digest, output) if key else bytes(32), whole_words(width))
@@ -87,7 +87,6 @@ class Program:
             (Job.WIDTH, width),
             (Job.SPACE, spaces.get(pipeline.space, layout.SPACE_ANY)),
             (Job.LOGITS, int(pipeline.space == "logits")),
-            (Job.NAMED, int(self.keyed_by_input)),
             (Job.DRAWS, int(any(op.keyed for _, op in lowered))),
             (Job.WATCHES, int(any(op.coverage for _, op in lowered))),
             (Job.HARDEN, kernels.harden_address()),
@@ -131,8 +130,9 @@ class Task:
         scores: float16, float32 or float64 ``(vectors, width)``; copied in and out if the kernel cannot work in place.
         rows: input rows; `scores` has as many vectors for each.
         nonces: uint32 ``(rows, 3)``, one for each input row.
-        question: where the kernel finds the inputs, if it is to compute the nonces.
+        question: where the kernel finds the inputs, if it is to compute the names.
         other: floats in the shape of `scores`, of the output that the program looks at beside; copied.
+        names: uint32 ``(rows, 3)``, what tells the questions apart; where the noise is keyed on these, the nonces.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class Task:
         nonces: NDArray[np.uint32],
         question: Question | None = None,
         other: NDArray[Any] | None = None,
+        names: NDArray[np.uint32] | None = None,
     ) -> None:
         from hardening.kernels.job import SCRATCH_WORDS
         from hardening.kernels.program import SCRATCH_NUMBERS, SCRATCH_VECTORS
@@ -154,9 +155,9 @@ class Task:
         asked = question.words * rows if question else 0
         self.in_place, self.small = self._work is scores, scores.size <= SMALL and asked <= SMALL_QUESTION
         vectors, width = scores.shape
-        numbers = np.empty(SCRATCH_VECTORS * lanes_room(width) + SCRATCH_NUMBERS)
+        numbers = kernels.lines(8 * (SCRATCH_VECTORS * lanes_room(width) + SCRATCH_NUMBERS)).view(np.float64)
         scratch = np.empty(program.scratch * (width + 8))
-        words = np.empty(SCRATCH_WORDS, np.uint64)
+        words = kernels.lines(8 * SCRATCH_WORDS).view(np.uint64)
         self.summary = np.empty((layout.SUMMARY, (vectors + 7) // 8 * 8))
         row = np.empty(whole_words(width), np.uint64)
         self._tag = np.zeros(3, np.uint32)
@@ -164,7 +165,9 @@ class Task:
             raise ValueError(f"other: the scores of {program.unreleased!r} are needed, of shape {scores.shape}")
         self._other = np.empty(0) if other is None else other
         beside = self._beside = np.empty(self._other.shape)
-        self._alive, self._nonces = (words, row), nonces
+        if names is None and program.keyed_by_input:
+            names = nonces
+        self._alive, self._names = (words, row, nonces), names
         self._traces = (self._work, numbers, scratch, beside, self.summary)
         self.job = program.job(scores.dtype.name)
         for place, value in (
@@ -179,6 +182,7 @@ class Task:
             (Job.WORDS, words.ctypes.data),
             (Job.ROW, row.ctypes.data),
             (Job.NONCES, nonces.ctypes.data),
+            (Job.NAMES, 0 if names is None else names.ctypes.data),
             (Job.SUMMARY, self.summary.ctypes.data),
             (Job.CLIENT, self._tag.ctypes.data),
             (Job.OTHER, beside.ctypes.data),
@@ -223,10 +227,10 @@ class Task:
 
         Returns:
             their summary, float64 ``(SUMMARY, vectors)``, and what tells the questions apart, uint32 ``(vectors,)``, or
-            None where the nonces do not.
+            None where nothing does.
         """
-        vectors = int(self.job[Job.VECTORS])
-        named = np.repeat(self._nonces[:, 0], int(self.job[Job.PER_ROW])) if self.job[Job.NAMED] else None
+        vectors = int(self.job[Job.VECTORS]) if self.job[Job.WIDTH] else 0
+        named = None if self._names is None else np.repeat(self._names[:, 0], int(self.job[Job.PER_ROW]))
         return self.summary[:, :vectors].copy(), named
 
     def row_of(self, status: int) -> int:

@@ -1,8 +1,17 @@
-"""What takes minutes runs when asked for: ``pytest -m deep``."""
+"""What takes minutes runs when asked for: ``pytest -m deep``. Properties are tried on the same examples in every run.
+
+``make test-deep`` looks for new examples (``--hypothesis-profile=explore``). In neither is it an error to be slow: that
+would say more about the machine than about the code.
+"""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

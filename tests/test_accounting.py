@@ -182,7 +182,7 @@ def test_exact_delta_of_the_discrete_gaussian(variance: int, epsilon: float, del
     assert accounting.discrete_gaussian_delta(sigma, 1.0, epsilon) >= delta
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(3, 60), st.integers(1, 120), st.floats(0.0, 6.0))
 def test_no_discrete_gaussian_exceeds_its_bound(sigma: int, shift: int, epsilon: float) -> None:
     table = noise_table(Law("gaussian", Fraction(sigma)))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import hardening
 from hardening.accounting import Filter
 from hardening.clients import POOLED
-from hardening.config import ClientRules, KeySource, Output, Policy
+from hardening.config import ClientRules, Output, Policy
 from hardening.errors import Denied, HardeningError, InputError, LedgerError, ReleaseError
 from hardening.ledger import Account, Budget, Cost, Ledger, LedgerRules, Window
 from hardening.ledger.amounts import UNITS
@@ -29,6 +29,7 @@ from hardening.policy import Response, Step
 from hardening.testing import FakeClock, RecordingSink
 from hardening.transforms import Gaussian, LabelOnly, Project, Types
 from hardening.types import Identity
+from tests.keys import fixed_key
 
 NOW = 1.75e9
 NOISY = (Gaussian(sigma=0.05, sensitivity=0.1), Project(), Types(n=100))
@@ -42,7 +43,7 @@ ALICE = Account("credential", "alice")
 
 def policy(root: Path, tiers: Any = None, **sections: Any) -> Policy:
     output = Output("simplex", TIERS if tiers is None else tiers)
-    return Policy({"p": output}, key=KeySource("file:k.key", create=True), root=root, **sections)
+    return Policy({"p": output}, key=fixed_key(root), root=root, **sections)
 
 
 class World:
@@ -115,7 +116,7 @@ def test_the_answer_of_a_lower_tier_is_that_tiers(tmp_path: Path) -> None:
     """For one-shot answers and for kept ones, of every dtype that is copied or not, with labels that follow."""
     tiers = {"normal": NOISY, "label": (LabelOnly(),)}
     output = Output("simplex", tiers, label_output="y")
-    key = KeySource("file:k.key", create=True)
+    key = fixed_key(tmp_path)
     plain = Policy({"p": dataclasses.replace(output, tiers={"label": tiers["label"]})}, key=key, root=tmp_path)
     rules = Policy(
         {"p": output}, key=key, root=tmp_path, budgets={"credential": Budget(bits=320.0, on_exhausted="label")}
@@ -344,7 +345,7 @@ def test_who_pays_from_elsewhere_pays_there(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=30))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_rho_is_refused_as_a_filter_refuses_it(steps: list[tuple[int, bool]]) -> None:
     """Against `accounting.Filter`, whatever is asked, with the choice of noise depending on what was answered."""
     bound, rhos = 2.0, (0.03, 0.4)
@@ -405,8 +406,8 @@ def test_neither_restart_nor_key_rotation_resets_a_budget(tmp_path: Path) -> Non
                    ledger=LedgerRules("sqlite:///books.db"))  # fmt: skip
     answers, spent = 0, []
     for epoch in range(1, 5):
-        (tmp_path / "k.key").write_text(Key(epoch, "chacha20", bytes([epoch] * 32)).format())
-        (tmp_path / "k.key").chmod(0o600)
+        (tmp_path / "hardening.key").write_text(Key(epoch, "chacha20", bytes([epoch] * 32)).format())
+        (tmp_path / "hardening.key").chmod(0o600)
         with hardening.Guard(rules, f"model {epoch}") as guard:
             for i in range(4):
                 try:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.errors import ConfigError, ReleaseError
 from hardening.kernels import layout
 from hardening.pipeline import Pipeline
 from hardening.transforms import TRANSFORMS, Noise, ReverseSigmoid, TopK, Transform
+from tests.keys import fixed_key
 from tests.registry import CASES, EXAMPLES, Case
 from tests.rows import DTYPES, WITHIN_ONE, broken, harden, scores
 
@@ -88,7 +89,7 @@ def test_rows_of_any_width(case: Case, width: int) -> None:
 def guard_of(case: Case, root: Path) -> hardening.Guard:
     pipeline = case.pipeline
     output = Output(space=pipeline.space, tiers={"normal": pipeline.transforms}, dense=pipeline.dense)
-    return hardening.Guard(Policy({"p": output}, key=KeySource("file:k.key", create=True), root=root), "m")
+    return hardening.Guard(Policy({"p": output}, key=fixed_key(root), root=root), "m")
 
 
 @every_case

@@ -27,7 +27,7 @@ from hardening.transforms import Gaussian, Laplace, Staircase, Types
 RATE, L1 = 0.05, 0.4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.05, 8), st.floats(1e-8, 1e-2), st.floats(1e-3, 10), st.sampled_from([1, 2, 10, 100]))
 def test_a_gaussian_fit_meets_its_target(epsilon: float, delta: float, sensitivity: float, width: int) -> None:
     """By the bound for rows and, along one axis, by the exact sum over the table."""
@@ -46,7 +46,7 @@ def test_a_gaussian_fit_meets_its_target(epsilon: float, delta: float, sensitivi
     assert len(table.threshold) <= 2**16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.2, 12), st.floats(1e-3, 10), st.sampled_from([1, 2, 10]), st.sampled_from([Laplace, Staircase]))
 def test_pure_fits_meet_their_target(epsilon: float, sensitivity: float, width: int, kind: Any) -> None:
     """The worst log-ratio of the drawn weights, over every distance that rounding leaves possible, tables apart."""
@@ -173,7 +173,7 @@ def test_flip_rate_of_a_sample_of_rows(kind: Any) -> None:
     assert calibration.flip_rate(kind.kind, one, [[0.3, 0.0]]) <= RATE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(1, 200), st.integers(0, 2**32 - 1), st.sampled_from([0.02, 1.0, 50.0]))
 def test_types_never_move_a_row_further(width: int, n: int, seed: int, spread: float) -> None:
     rows = np.random.default_rng(seed).dirichlet(np.full(width, spread), 50)

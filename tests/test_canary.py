@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.noise import CIPHERS, Key, derive, reference_nonce, reference_stream
 from hardening.pipeline import Pipeline
 from hardening.program import Program, Task, hash_key, whole_words
 from hardening.transforms import Canary, Clip, Gaussian, LabelOnly, Project, TopK, Transform, Types
 from hardening.transforms.canary import cells, ranks
 from hardening.types import OutputSpace
+from tests.keys import fixed_key
 
 KEY = Key(1, "chacha20", bytes(range(32)))
 TAG = (1, 2**31, 5)
@@ -59,7 +60,7 @@ def words_of(pipeline: Pipeline, rows: NDArray[Any], width: int, key: Key) -> ND
     return np.array(out)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 80),
     st.integers(0, 2**32 - 1),
@@ -203,7 +204,7 @@ def test_what_canaries_promise() -> None:
 
 def test_through_a_guard_every_client_has_canaries_of_its_own(tmp_path: Path) -> None:
     rules = Output("simplex", {"normal": (Canary(rate=0.2), LabelOnly())}, label_output="label")
-    policy = Policy({"p": rules}, key=KeySource("file:key", create=True), root=tmp_path)
+    policy = Policy({"p": rules}, key=fixed_key(tmp_path), root=tmp_path)
     x = distributions(500, 10, 8).astype("f4")
     outputs = {"p": x, "label": x.argmax(axis=1)}
     with hardening.Guard(policy) as guard:

@@ -89,7 +89,7 @@ def test_aes_known_answers(form: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(min_size=16, max_size=16), st.binary(min_size=12, max_size=12), st.integers(0, 2**30 - 8))
 def test_every_form_of_aes_is_aes(form: tuple[str, int], secret: bytes, nonce: bytes, unit: int) -> None:
     assert aes_stream(form, secret, nonce, unit) == reference_stream("aes-128-ctr", secret, nonce, unit, 64).tobytes()
@@ -108,7 +108,7 @@ def test_rfc8439_block() -> None:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.binary(min_size=32, max_size=32), st.integers(0, 2**29), st.integers(1, prf.CHUNK))
 def test_streams_equal_an_independent_implementation(
     cipher: str, data: st.DataObject, secret: bytes, unit: int, vectors: int

@@ -66,7 +66,7 @@ for i in range(8):
     scores, nonces = rng.dirichlet(np.ones(width), rows), rng.integers(0, 2**32, (rows, 3), dtype=np.uint32)
     tasks.append(Task(program, scores, rows, nonces))
     assert tasks[-1].run() == 0
-    tasks[-1].job[[Job.PARAMS, Job.DATA, Job.SECRET]] = program._steps[0, 1:]  # as the instruction finds them
+    tasks[-1].job[[Job.PARAMS, Job.DATA, Job.SECRET]] = program._steps[0, 1:4]  # as the instruction finds them
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes, libc.ptrace.restype = [ctypes.c_long, ctypes.c_long] + [ctypes.c_void_p] * 2, ctypes.c_long
@@ -214,7 +214,7 @@ def test_no_stream_branches_or_looks_up_by_a_secret(cipher: str) -> None:
 def test_a_draw_only_looks_up_its_slots() -> None:
     draw = prf.draw
     assert secret_choices(
-        lambda raw, table, bits, offset: draw(raw, table, bits, offset), LONGS, ARRAY, int64, int64
+        lambda stream, i, table, bits, offset: draw(stream, i, table, bits, offset), ARRAY, int64, ARRAY, int64, int64
     ) == (0, 8)
 
 

@@ -38,7 +38,7 @@ def distributions(rows: list[list[float]], dtype: str) -> NDArray[Any]:
     return (x / x.sum(axis=1, keepdims=True)).astype(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.sampled_from([1e-3, 0.3, 1.0, 2.0]), st.sampled_from(["f4", "f8"]), st.sampled_from([None, 0.505, 1.0]))
 def test_memguard_keeps_budget_and_label(rows: list[list[float]], l1: float, dtype: str, confidence: Any) -> None:
     x = distributions(rows, dtype)
@@ -72,7 +72,7 @@ def test_memguard_makes_all_rows_within_reach_the_same(width: int) -> None:
     assert np.abs(out[~reached] - x[~reached]).sum(axis=1) == pytest.approx(0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.sampled_from([1e-3, 0.3, 1.0, 2.0]), st.sampled_from(["f4", "f8"]))
 def test_random_target_keeps_budget_and_label(rows: list[list[float]], l1: float, dtype: str) -> None:
     x = distributions(rows, dtype)
@@ -122,7 +122,7 @@ def test_dynanoise_is_as_loud_as_published(width: int) -> None:
             assert off.var() == pytest.approx(2 * 0.04 * (1 + 3.0 * certain), rel=0.08)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.sampled_from([1e-3, 1.0, 100.0]), st.sampled_from([0.5, 1.0, 10.0]), st.sampled_from(["f4", "f8"]))
 def test_dynanoise_keeps_the_label(rows: list[list[float]], variance: float, t: float, dtype: str) -> None:
     x = distributions(rows, dtype)

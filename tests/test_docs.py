@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hardening.config import parse_policy
 from tests.clients.test_baseline import lines
+from tests.keys import fixed_key
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,6 +45,7 @@ def model() -> bytes:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    fixed_key(tmp_path)
     (tmp_path / "policy.toml").write_text(snippets("toml")[0])
     (tmp_path / "model.onnx").write_bytes(model())
     (tmp_path / "benign.jsonl").write_text("\n".join(lines(80, 80)) + "\n")
@@ -97,7 +99,7 @@ def test_commands_run_as_printed(folder: Path) -> None:
                 assert shown.stdout
         finally:
             server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0
 
 
 def test_targets_exist() -> None:

@@ -35,7 +35,7 @@ def of(x: Any, exponent: float = 1.0) -> tuple[Numbers, Numbers, Numbers, Number
     return out  # type: ignore[return-value]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(2.0**-900, 2.0**900), min_size=8, max_size=8), st.floats(1e-3, 1.0))
 def test_they_are_accurate(numbers: list[float], exponent: float) -> None:
     logs, powers, roots, raised = of(numbers, exponent)

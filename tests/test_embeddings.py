@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.kernels import layout
 from hardening.kernels.instructions.embedding import STRETCH
 from hardening.kernels.layout import Job
@@ -22,6 +22,7 @@ from hardening.noise import CIPHERS, Key, Law, derive, noise_table, reference_no
 from hardening.pipeline import Pipeline
 from hardening.program import CELLS, Program, Task
 from hardening.transforms import CoverageNoise, Gaussian, Orthogonal, Round
+from tests.keys import fixed_key
 
 KEYS = {cipher: Key(1, cipher, bytes(range(32))) for cipher in CIPHERS}
 KEY = KEYS["chacha20"]
@@ -76,7 +77,7 @@ def test_noise_follows_the_published_curve() -> None:
     assert CoverageNoise(beta=1e-3).sigma(100) == 0.8  # the exponential alone would overflow
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(1e-9, 1e-3), st.floats(0.01, 10.0), st.floats(1.0, 100.0), st.integers(0, CELLS))
 def test_a_rung_is_the_highest_power_of_two_that_the_curve_allows(
     base: float, most: float, beta: float, visited: int
@@ -92,7 +93,7 @@ def test_a_rung_is_the_highest_power_of_two_that_the_curve_allows(
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 90), st.integers(0, CELLS), st.integers(0, 2**32 - 1), st.sampled_from(["f4", "f8"]))
 def test_noise_equals_its_reference(cipher: str, width: int, visited: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)
@@ -127,7 +128,7 @@ def test_noise_is_as_large_as_its_rung_and_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["f4", "f8"]))
 def test_rotation_equals_its_reference(cipher: str, width: int, rounds: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)
@@ -153,7 +154,7 @@ def test_rotations_are_orthogonal_dense_and_the_client_s_own(width: int) -> None
 
 def guarded(tmp_path: Path, *transforms: Any) -> hardening.Guard:
     rules = {"e": Output("embedding", {"normal": transforms})}
-    return hardening.Guard(Policy(rules, KeySource("file:k.key", create=True), root=tmp_path), "m")
+    return hardening.Guard(Policy(rules, fixed_key(tmp_path), root=tmp_path), "m")
 
 
 def test_who_sees_more_gets_more_noise(tmp_path: Path) -> None:

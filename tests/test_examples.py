@@ -19,12 +19,14 @@ from sklearn.linear_model import LogisticRegression
 
 import hardening
 from hardening.cli import main
-from hardening.config import Auth, Detect, KeySource, Output, Policy, Tls, load_policy
+from hardening.clients.log import read_log
+from hardening.config import Auth, Detect, KeySource, Near, Output, Policy, Tls, load_policy
 from hardening.ledger import Budget, LedgerRules, Window
 from hardening.ledger.amounts import RUNGS
 from hardening.policy import ClientRules, Response, Step
 from hardening.transforms import TRANSFORMS
 from tests.clients import crowd
+from tests.keys import fixed_key
 from tests.ledger.server import DURABLE, Server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -37,7 +39,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
     assert used == set(TRANSFORMS.values())
     text = POLICY.read_text()
     keys = {f.name for f in dataclasses.fields(Policy)} - {"root"} | {*RUNGS}
-    rules = (Detect, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
+    rules = (Detect, Near, KeySource, Auth, Tls, ClientRules, Budget, Window, LedgerRules, Response, Step, Output)
     for kind in (*rules, *TRANSFORMS.values()):
         keys |= {f.name for f in dataclasses.fields(kind)}
     assert {k for k in keys if not re.search(rf"\b{k}\b *=|^\[{k}[.\]]|\.{k}\]", text, re.M)} == set()
@@ -45,7 +47,7 @@ def test_the_policy_shows_every_kind_and_every_key() -> None:
 
 
 def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(POLICY), "--json"]) == 0
+    assert main(["check", str(POLICY), "--no-files", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == {
         "valid": True,
@@ -55,9 +57,10 @@ def test_the_policy_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -
         ],
         "tiers": ["normal", "private", "blurred", "deceptive", "suspect", "label"],
         "warnings": [],
+        "problems": [],
     }
     assert main(["explain", str(POLICY), "--classes", "4", "--json"]) == 0
-    explained = json.loads(capsys.readouterr().out)
+    explained = json.loads(capsys.readouterr().out)["outputs"]
     assert explained["probabilities"]["normal"]["relation"] == "label"
     assert explained["probabilities"]["private"]["relation"] == "label-rr"
     assert explained["probabilities"]["deceptive"]["relation"] == "none"
@@ -86,6 +89,7 @@ def test_every_tier_of_the_policy_fits_its_classes() -> None:
 
 
 def test_the_policy_hardens(tmp_path: Path) -> None:
+    fixed_key(tmp_path)
     (tmp_path / "policy.toml").write_text(POLICY.read_text())
     usual = dataclasses.replace(crowd.digits().baseline, output="probabilities")
     (tmp_path / "baseline.json").write_text(usual.to_json())
@@ -108,6 +112,9 @@ def test_the_policy_hardens(tmp_path: Path) -> None:
         with pytest.raises(hardening.Denied):
             guard.harden(clean, inputs=inputs)
         assert guard.standing("alice").queries == 5
+        assert guard.standing("alice").suspicion < 1
+    (log,) = read_log((tmp_path / "benign.jsonl").read_text().splitlines()).values()
+    assert np.array_equal(log.label, clean["probabilities"].argmax(1))
     assert np.array_equal(released["probabilities"].argmax(1), clean["probabilities"].argmax(1))
     assert np.array_equal(released["severity"].argmax(1), clean["severity"].argmax(1))
     np.testing.assert_allclose(np.abs(released["severity"] - clean["severity"]).sum(1), 0.5, atol=0.2)
@@ -132,6 +139,7 @@ def test_wrap_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     x = x.astype("f4")
     names = np.array(["setosa", "versicolor", "virginica"])[y]
     converted = to_onnx(LogisticRegression(max_iter=500).fit(x, names), x[:1])
+    fixed_key(tmp_path)
     (tmp_path / "iris.onnx").write_bytes(converted.SerializeToString())
     model, policy = str(tmp_path / "iris.onnx"), str(tmp_path / "iris.toml")
     assert main(["init", model, "-o", policy]) == 0
@@ -165,8 +173,27 @@ def test_shared_ledger(kind: str, tmp_path: Path) -> None:
             assert re.fullmatch(r"\d+ bits in all, of 10000", last)
     finally:
         if server:
-            server.kill()
+            server.close()
     bits = sum(full) * math.log2(176_851) + sum(labels) * 2.0
     assert 10_000 - 20 < bits <= 10_000
     assert full[0] > 500
     assert full[1] < 10
+
+
+def test_detect_extraction(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "detect_extraction.py")]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert re.match(r"\d+ of 104 held-out clients are outside the baseline\n", run.stdout)
+    stolen = re.findall(r"^thief, (.*): (\d+) answers, a copy that agrees with the model on (\d+)%$", run.stdout, re.M)
+    (calm, all_, good), (watched, few, bad) = stolen
+    assert (calm, all_, watched) == ("not watched", "1500", "watched")
+    assert int(few) < 150
+    assert int(good) > 90 > int(bad) + 5
+    standings = re.findall(r"^(.*?) +(\d+) rows  suspicion (\S+)  next answered by (\w+)$", run.stdout, re.M)
+    *ordinary, thief = standings
+    assert {(rows, tier) for _, rows, _, tier in ordinary} == {("200", "normal")}
+    assert len(ordinary) == 8
+    assert max(float(suspicion) for _, _, suspicion, _ in ordinary) < 1
+    assert (thief[0], thief[1], thief[3]) == ("thief", few, "deny")
+    assert float(thief[2]) >= 2

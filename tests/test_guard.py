@@ -17,18 +17,19 @@ import pytest
 import hardening
 from hardening.answer import Programs
 from hardening.clients import POOLED, Clients, code_length_bits, label_entropy_bits
-from hardening.config import ClientRules, KeySource, Output, Policy
+from hardening.config import ClientRules, Output, Policy
 from hardening.errors import ConfigError, InputError, ReleaseError
 from hardening.kernels.layout import JOB, Job
 from hardening.testing import FakeClock, RecordingSink
 from hardening.transforms import Gaussian, LabelOnly, Project, Round, TopK, Types
+from tests.keys import fixed_key
 
 NOISY = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
 
 
 def policy(root: Path, space: Any = "simplex", tier: Any = NOISY, **kwargs: Any) -> Policy:
     output = Output(space=space, tiers={"normal": tier}, **kwargs)
-    return Policy({"p": output}, key=KeySource("file:k.key", create=True), root=root)
+    return Policy({"p": output}, key=fixed_key(root), root=root)
 
 
 def batch(rows: int = 5, width: int = 4, seed: int = 0) -> tuple[Any, Any]:
@@ -229,7 +230,7 @@ def test_fresh_noise_is_fresh(tmp_path: Path) -> None:
 
 def test_averaging_repeats_gains_nothing_unless_noise_is_fresh(tmp_path: Path) -> None:
     errors = {}
-    p, x = batch(1, 10)
+    p, x = batch(1, 1000)
     for key in ("input", "fresh"):
         tier = (Gaussian(sigma=0.1, key=key),)
         with hardening.Guard(policy(tmp_path, space="scalar", tier=tier)) as guard:
@@ -344,7 +345,7 @@ def test_widths_that_callers_choose_do_not_pile_up(tmp_path: Path) -> None:
 
 def test_events_of_the_guard_never_show_the_key(tmp_path: Path) -> None:
     with hardening.Guard(policy(tmp_path)) as guard:
-        secret = (tmp_path / "k.key").read_text().strip().split(":")[-1]
+        secret = (tmp_path / "hardening.key").read_text().strip().split(":")[-1]
         shown = repr(guard) + repr(vars(guard)) + json.dumps(str(guard.policy))
     assert secret not in shown
 

@@ -50,7 +50,7 @@ def test_every_kind_of_transform_has_examples() -> None:
 
 
 @every_case
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(FLAVOURS), st.sampled_from(DTYPES))
 def test_every_answer_is_clean(case: Case, width: int, seed: int, flavour: str, dtype: str) -> None:
     x = scores(case.pipeline.space, flavour, 9, width, dtype, seed)
@@ -68,7 +68,7 @@ def test_every_answer_is_clean(case: Case, width: int, seed: int, flavour: str, 
 
 @pytest.mark.parametrize("space", ["simplex", "sigmoid", "logits", "scalar"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 90), st.integers(0, 2**32 - 1), st.sampled_from(FLAVOURS))
 def test_the_last_step_is_its_reference_bit_for_bit(
     space: Any, dtype: str, width: int, seed: int, flavour: str
@@ -218,7 +218,7 @@ def test_every_kind_says_how_far_it_goes() -> None:
 
 
 @every_case
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from(FLAVOURS[:6]))
 def test_change_is_bounded(case: Case, width: int, seed: int, flavour: str) -> None:
     space = case.pipeline.space

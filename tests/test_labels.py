@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.noise import Key, derive, reference_stream
 from hardening.pipeline import Pipeline
 from hardening.program import Program, Task
@@ -34,6 +34,7 @@ from hardening.transforms import (
 )
 from hardening.transforms.boundary import flip_threshold
 from hardening.transforms.labels import LEVELS, TV_PER_CLASS, LabelMechanism, decay
+from tests.keys import fixed_key
 
 KEY = Key(1, "chacha20", bytes(range(32)))
 UNIT = 1 << 64
@@ -148,7 +149,7 @@ def test_known_coins(epsilon: float, flip: float) -> None:
     assert flip_threshold(epsilon) / UNIT == pytest.approx(flip, rel=1e-15)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.0, 1000.0), st.sampled_from([1, 7, 300]))
 def test_tables_are_exact(epsilon: float, steps: int) -> None:
     table = decay(Fraction(epsilon) / steps, steps, 1 << 64).tolist()
@@ -202,7 +203,7 @@ MECHANISMS = [Exponential(2.0), PermuteAndFlip(2.0), KRandomisedResponse(2.0)]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_no_two_models_are_further_apart_than_promised(mechanism: LabelMechanism, width: int, seed: int) -> None:
     """Any two rows, as different as they can be: loss, divergences of every order, and bits."""
@@ -262,7 +263,7 @@ def test_the_loss_is_reached() -> None:
     assert math.log(p[0] / q[0]) == pytest.approx(3.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.floats(0.0, 30.0))
 def test_sampling_error_is_within_its_bound(width: int, seed: int, epsilon: float) -> None:
     """Between the integers that are drawn by and the ideal law, which is computed with 60 digits."""
@@ -354,7 +355,7 @@ def test_what_comes_after_a_drawn_label_knows_no_other() -> None:
 
 def test_a_label_output_says_what_was_drawn(tmp_path: Path) -> None:
     rules = Output("simplex", {"normal": (PermuteAndFlip(3.0),)}, label_output="label", classes=("a", "b", "c"))
-    policy = Policy({"p": rules}, key=KeySource("file:key", create=True), root=tmp_path)
+    policy = Policy({"p": rules}, key=fixed_key(tmp_path), root=tmp_path)
     x = np.arange(200.0)[:, None]
     outputs = {
         "p": np.tile(np.array([[0.2, 0.5, 0.3]], "f4"), (200, 1)),

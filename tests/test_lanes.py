@@ -62,7 +62,7 @@ def test_quotients_are_correctly_rounded() -> None:
 floats = st.floats(-1e308, 1e308)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(floats, min_size=8, max_size=8), st.lists(floats, min_size=8, max_size=8))
 def test_steps_and_middles(first: list[float], second: list[float]) -> None:
     x, out = np.array(first), np.empty(8)

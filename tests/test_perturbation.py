@@ -195,7 +195,7 @@ STEERED: tuple[Transform, ...] = (
 
 
 @pytest.mark.parametrize("transform", STEERED, ids=repr)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 70), st.integers(0, 2**32 - 1), st.sampled_from(["f2", "f4", "f8"]))
 def test_kernel_equals_reference_beside_a_surrogate(transform: Transform, width: int, seed: int, dtype: str) -> None:
     rng = np.random.default_rng(seed)

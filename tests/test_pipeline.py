@@ -150,7 +150,7 @@ def distributions(rows: int, width: int, seed: int, spread: float) -> NDArray[np
 
 
 @pytest.mark.parametrize(("name", "cipher"), DRAWN)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 1.0, 50.0]), st.sampled_from(["f4", "f8"]))
 def test_kernel_equals_reference(name: str, cipher: str, width: int, seed: int, spread: float, dtype: str) -> None:
     pipeline, key = Pipeline("simplex", SIMPLEX[name]), KEYS[cipher]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hardening.errors import ConfigError
@@ -99,7 +99,6 @@ def test_a_throttle_is_a_bucket() -> None:
     st.lists(st.tuples(st.floats(0, 4) | st.just(math.nan), st.integers(0, 90), st.floats(0, 5000)), max_size=60),
     st.floats(0, 1),
 )
-@settings(deadline=None)
 def test_decide_holds_its_promises(queries: list[tuple[float, int, float]], hysteresis: float) -> None:
     rules = Response(RULES.suspicion, hysteresis, RULES.ttl)
     acting, now = CALM, 0.0

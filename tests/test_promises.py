@@ -18,7 +18,7 @@ import hardening
 from hardening import accounting
 from hardening.cli import main
 from hardening.cli.promises import conversion, loss_in_words
-from hardening.config import KeySource, Output, Policy, parse_policy
+from hardening.config import Output, Policy, parse_policy
 from hardening.pipeline import Pipeline, declared_space
 from hardening.transforms import (
     Clip,
@@ -36,6 +36,7 @@ from hardening.transforms import (
     Types,
 )
 from hardening.types import Guarantee
+from tests.keys import fixed_key
 
 ROOT = Path(__file__).parent.parent
 KNOWN = Gaussian(sigma=0.5, sensitivity=0.1)
@@ -172,7 +173,7 @@ def test_two_answers_that_are_both_released_add_up(tmp_path: Path) -> None:
     """Two noisy outputs of one model: a client pays the sum of their losses, for every row."""
     tiers = {"normal": (KNOWN,)}
     outputs = {"a": Output("scalar", tiers), "b": Output("scalar", tiers)}
-    policy = Policy(outputs, KeySource("file:hardening.key", create=True), root=tmp_path)
+    policy = Policy(outputs, fixed_key(tmp_path), root=tmp_path)
     each = policy.pipeline("a", "normal").guarantee(3).parameters["rho"]
     with hardening.Guard(policy) as guard:
         scores = {"a": np.zeros((4, 3)), "b": np.ones((4, 3))}
@@ -219,7 +220,7 @@ STEPS = NOISES | st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(STEPS, max_size=5), st.sampled_from([None, 1, 2, 10]))
 def test_whatever_is_piled_up_a_loss_has_its_noise(steps: list[Transform], width: int | None) -> None:
     """Folded over any pipeline: a loss only after noise with a sensitivity, never below what the best of it gives."""
@@ -344,7 +345,7 @@ def test_no_command_prints_an_epsilon_without_its_relation(tmp_path: Path, capsy
         assert bare(text) == []
         assert "epsilon = 0.7 at delta = 1e-06, output-metric per distinct input" in text
         assert main(["explain", str(path), "--json", *width]) == 0
-        tiers = json.loads(capsys.readouterr().out)["p"]
+        tiers = json.loads(capsys.readouterr().out)["outputs"]["p"]
         for facts in tiers.values():
             assert (facts["conversion"] is None) or facts["relation"] in ("output-metric", "label")
             for table in values(facts):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import hardening
-from hardening.config import KeySource, Output, Policy, parse_policy
+from hardening.config import Output, Policy, parse_policy
 from hardening.errors import ConfigError, ReleaseError, SpaceError
 from hardening.kernels import layout
 from hardening.pipeline import Pipeline, declared_space
@@ -32,6 +32,7 @@ from hardening.transforms import (
     Types,
 )
 from hardening.types import Column
+from tests.keys import fixed_key
 from tests.test_pipeline import KEY, draws
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -117,7 +118,7 @@ def run(pipe: Pipeline, x: NDArray[Any], nonces: Any = None) -> tuple[int, NDArr
 
 
 @pytest.mark.parametrize("name", SPACES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(8, 80), st.integers(0, 2**32 - 1), st.sampled_from(["f2", "f4", "f8"]))
 def test_kernel_equals_reference(name: str, width: int, seed: int, dtype: str) -> None:
     pipe = pipeline(name)
@@ -144,7 +145,7 @@ def test_deception_of_independent_labels_equals_its_reference() -> None:
     assert 0 <= out.min() < out.max() <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(get_args(Column)), min_size=1, max_size=90), st.integers(0, 2**32 - 1))
 def test_columns_of_every_kind_and_number(columns: list[Column], seed: int) -> None:
     columns = [*columns, "box"]
@@ -298,7 +299,7 @@ def test_dense_logits_are_refused_unless_the_policy_says_the_word() -> None:
 
 
 def guard(tmp_path: Path, **outputs: Output) -> hardening.Guard:
-    return hardening.Guard(Policy(outputs, KeySource("file:k.key", create=True), root=tmp_path), "m")
+    return hardening.Guard(Policy(outputs, fixed_key(tmp_path), root=tmp_path), "m")
 
 
 @pytest.mark.parametrize("name", SPACES)

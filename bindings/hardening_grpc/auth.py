@@ -112,7 +112,8 @@ def read_keys(file: Path) -> dict[str, Credential]:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             table = tomllib.loads(stream.read().decode())
     except OSError as problem:
-        raise ConfigError(_PATH, f"cannot read {str(file)!r}: {problem.strerror}") from None
+        hint = "; hardening credential makes it" if isinstance(problem, FileNotFoundError) else ""
+        raise ConfigError(_PATH, f"cannot read {str(file)!r}: {problem.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise ConfigError(_PATH, f"{str(file)!r} is not text in UTF-8") from None
     except ValueError as problem:

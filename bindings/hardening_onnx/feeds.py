@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from hardening.errors import InputError
+from hardening.errors import ConfigError, InputError
 
 #: dtypes of the tensor types that numpy knows; others, such as bfloat16, are fed as arrays only.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -31,11 +31,22 @@ class Feeds:
     def __init__(self, inner: onnxruntime.InferenceSession) -> None:
         self.names = tuple(i.name for i in inner.get_inputs())
         self._optional = {i.name for i in inner.get_inputs() if i.type.startswith("optional")}
+        self._types = {i.name: i.type for i in inner.get_inputs()}
         self._dtypes = {i.name: DTYPES.get(i.type) for i in inner.get_inputs()}
         # Where the batch's size is free, an input of a fixed length is not one of its columns.
         leads = {i.name: i.shape[0] for i in inner.get_inputs() if i.shape}
         free = not isinstance(next(iter(leads.values()), 0), int)
         self._shared = {name for name, lead in leads.items() if free and isinstance(lead, int)}
+
+    def check_rows(self, name: str, path: str) -> None:
+        """Raise ConfigError at `path` if `name` is no input of numbers with a row for each question."""
+        if name not in self._types:
+            raise ConfigError(path, f"the model has no input {name!r}; it takes: {', '.join(self.names)}")
+        dtype = self._dtypes[name]
+        if dtype is None or dtype.kind == "O":
+            raise ConfigError(path, f"{name!r} is a {self._types[name]}: an input of numbers is needed")
+        if name in self._shared:
+            raise ConfigError(path, f"{name!r} is one for all rows: an input with a row for each is needed")
 
     def read(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Every declared input; plain lists as tensors, None for an optional input left out. Raises InputError."""

@@ -54,6 +54,7 @@ def check(policy: Policy, model: str | os.PathLike[str]) -> ModelReport:
         for serious, sentence in _label_remarks(name, output, values, found, width):
             (problems if serious else warnings).append(sentence)
         problems += _surrogate_problems(name, output, values, width)
+    problems += _near_problems(policy, {value.name: value for value in graph.inputs})
     released = {*policy.outputs, *(o.label_output for o in policy.outputs.values())}
     closed = {n: _holds(f) for n, f in found.items() if n not in released}
     return ModelReport(tuple(problems), tuple(warnings), closed, widths)
@@ -70,6 +71,15 @@ def _width_problems(policy: Policy, name: str, width: int | None) -> Iterator[st
                 policy.pipeline(name, tier).check_width(width)
             except ConfigError as problem:
                 yield str(problem)
+
+
+def _near_problems(policy: Policy, inputs: dict[str, Value]) -> Iterator[str]:
+    if policy.detect.near is not None:
+        path, name = "detect.near.input", policy.detect.near.input
+        if name not in inputs:
+            yield f"{path}: the model has no input {name!r}; it takes {', '.join(map(quoted, inputs))}"
+        elif inputs[name].holds not in ("floats", "integers", "other"):
+            yield f"{path}: {name!r} holds {inputs[name].holds}: an input of numbers is needed"
 
 
 def _surrogate_problems(name: str, output: Output, values: dict[str, Value], width: int | None) -> Iterator[str]:

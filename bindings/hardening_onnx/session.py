@@ -110,6 +110,8 @@ class HardenedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         self.__outputs = [o for o in inner.get_outputs() if o.name in self.guard.released]
         self.__all = tuple(o.name for o in self.__outputs)
         self.__feeds = Feeds(inner)
+        if policy.detect.near is not None:
+            self.__feeds.check_rows(policy.detect.near.input, "detect.near.input")
         self.__buffers = Buffers(inner, self.guard, self.__feeds)
 
     def get_outputs(self) -> list[Any]:

@@ -1,13 +1,15 @@
-"""What a policy says about clients, in plain words: who pays, how much there is, and what is done about them."""
+"""What a policy's budgets mean: who pays, how much there is, what answers then, and how well the books are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hardening.config import Policy
 from hardening.ledger import Budget
 from hardening.ledger.amounts import RUNGS
-from hardening.policy import DENY, Step
+from hardening.policy import DENY
 
 _WHO = {
     "probation": "each new credential",
@@ -18,38 +20,78 @@ _WHO = {
     "model": "all who ask this model",
     "global": "all who ask any model",
 }
+_KEPT = {
+    "memory": "memory, gone with the process",
+    "sqlite": "SQLite, for processes on this machine; durable: a lease is on the disk (synchronous=FULL) before any of "
+    "it is spent",
+    "redis": "Redis, for processes on many machines; durable: a lease is in the server's log on disk before any of it "
+    "is spent, and a server that may forget is refused",
+}
+_BEST_EFFORT = "Redis, for processes on many machines; best-effort: what the server forgets can be spent again"
+_MEANWHILE = {
+    "deny": "while it cannot be had, what no lease covers is refused",
+    "allow": "while it cannot be had, what no lease covers is answered, and charged later",
+}
 
 
-def budgets_in_words(policy: Policy) -> Iterator[str]:
-    """A line for each budget, the ledger and each step of the response; nothing for a policy without."""
-    for rung in RUNGS:
-        if rung in policy.budgets:
-            budget = policy.budgets[rung]
-            instead = "refused" if budget.on_exhausted == DENY else f"answered by {budget.on_exhausted!r}"
-            yield f"budget {rung}: {_WHO[rung]}, {', '.join(_amounts(policy, rung, budget))}; then {instead}"
-    if policy.budgets:
-        where = {"memory": "memory, gone with the process", "sqlite": "SQLite", "redis": "Redis"}
-        yield f"ledger: {where[policy.ledger.place.backend]}"
-    for step in policy.respond.suspicion:
-        shadow = " (only said in the events)" * policy.respond.shadow
-        yield f"suspicion from {step.at:g} on: {_action(step)}{shadow}"
+def budgets(policy: Policy, bits: Mapping[str, float | None]) -> dict[str, Any]:
+    """The budgets by rung as plain data; `bits` are those of one answer, by tier, where they are known."""
+    return {rung: _facts(policy, rung, policy.budgets[rung], bits) for rung in RUNGS if rung in policy.budgets}
 
 
-def _amounts(policy: Policy, rung: str, budget: Budget) -> Iterator[str]:
-    if budget.bits is not None:
-        whole = policy.budgets.get("model", budget).bits
-        compared = "model" in policy.budgets and whole is not None and rung not in ("model", "global")
-        share = f" ({100 * budget.bits / (whole or 1.0):.3g} % of the model's)" if compared else ""
-        yield f"{budget.bits:,.0f} bits over their life{share}"
-    if budget.rho is not None:
-        yield f"rho {budget.rho:.6g} over their life"
-    if budget.queries is not None:
-        yield f"{budget.queries.max:,} rows in {budget.queries.per}"
+def _facts(policy: Policy, rung: str, budget: Budget, bits: Mapping[str, float | None]) -> dict[str, Any]:
+    model = policy.budgets.get("model")
+    whole = model.bits if model is not None and rung not in ("model", "global") else None
+    known = {tier: cost for tier, cost in bits.items() if cost and math.isfinite(cost)}
+    used = (policy.tiers[0], budget.on_exhausted)
+    return {
+        "who": _WHO[rung],
+        "bits": budget.bits,
+        "share_of_model": budget.bits / whole if budget.bits and whole else None,
+        "answers": {t: int(budget.bits // known[t]) for t in used if t in known} if budget.bits else {},
+        "rho": budget.rho,
+        "rows": {"max": budget.queries.max, "per": budget.queries.per} if budget.queries else None,
+        "on_exhausted": budget.on_exhausted,
+    }
 
 
-def _action(step: Step) -> str:
-    if step.deny:
-        return "refused"
-    tier = f"answered by {step.tier!r}" if step.tier is not None else ""
-    throttle = f"throttled to {step.throttle.max:,} rows in {step.throttle.per}" if step.throttle else ""
-    return ", ".join(part for part in (tier, throttle) if part)
+def ledger(policy: Policy) -> dict[str, Any] | None:
+    """Where the books are, as plain data; None for a policy without budgets."""
+    if not policy.budgets:
+        return None
+    rules = policy.ledger
+    backend = rules.place.backend
+    durable = backend == "sqlite" or (backend == "redis" and rules.durability == "required")
+    return {"backend": backend, "durable": durable, "on_failure": rules.on_failure}
+
+
+def budgets_in_words(facts: Mapping[str, Any], books: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What `budgets` and `ledger` found, as pairs of a word and a sentence."""
+    for rung, budget in facts.items():
+        yield rung, f"{budget['who']}: {', '.join(_amounts(budget))}; {_then(budget)}"
+    if books is not None:
+        kept = _BEST_EFFORT if books["backend"] == "redis" and not books["durable"] else _KEPT[books["backend"]]
+        meanwhile = f"; {_MEANWHILE[books['on_failure']]}" * (books["backend"] != "memory")
+        yield "ledger", f"{kept}{meanwhile}"
+
+
+def _amounts(budget: Mapping[str, Any]) -> Iterator[str]:
+    if budget["bits"] is not None:
+        share = budget["share_of_model"]
+        remarks = [] if share is None else [f"{100 * share:.3g} % of the model's"]
+        if budget["answers"]:
+            each = " or ".join(f"{count:,} by {tier!r}" for tier, count in budget["answers"].items())
+            remarks.append(f"whole answers: {each}")
+        said = f" ({', '.join(remarks)})" if remarks else ""
+        yield f"{budget['bits']:,.0f} bits over their life{said}"
+    if budget["rho"] is not None:
+        yield f"rho {budget['rho']:.6g} (zCDP) over their life"
+    if budget["rows"] is not None:
+        yield f"{budget['rows']['max']:,} rows in {budget['rows']['per']}"
+
+
+def _then(budget: Mapping[str, Any]) -> str:
+    if budget["on_exhausted"] == DENY:
+        return "then refused"
+    bounded = budget["bits"] is not None or budget["rho"] is not None
+    return f"then answered by {budget['on_exhausted']!r}{', while that can be paid for' * bounded}"

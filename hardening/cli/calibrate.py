@@ -1,8 +1,8 @@
 """Learn what ordinary clients ask from a log of them, so that an alarm has a meaning.
 
 The log has a line of JSON for each row: {"client": "alice", "entropy": 0.25, "label": 3, "cell": 1025, "margin": 0.9,
-"question": 12345, "duplicate": false}, as a guard can record them; the last two may be missing. Half of the clients
-make the baseline, the other half tests it.
+"question": 12345, "duplicate": false}, as a guard keeps it ([detect] log); the last two may be missing. Half of the
+clients make the baseline, the other half tests it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import argparse
 import json
 import math
 import shutil
+import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ import numpy as np
 from hardening.cli.options import whole
 from hardening.clients.baseline import CHANGING, SETTLED, Baseline, calibrate, interval
 from hardening.clients.evidence import chance
-from hardening.clients.log import read_log
+from hardening.clients.log import Log, read_log
 from hardening.errors import ConfigError
 from hardening.kernels.layout import Lane
 
-EXAMPLE = "hardening calibrate --benign benign.jsonl --classes 10 -o baseline.json"
+EXAMPLE = "hardening calibrate --benign benign.jsonl --output p --classes 10 -o baseline.json"
 FOUND = "held-out clients were flagged more often than the false-alarm level allows"
 #: Suspicions whose meaning is printed.
 LEVELS = (0.5, 1.0, 1.5, 2.0)
@@ -53,7 +55,9 @@ def probability(text: str) -> float:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benign", required=True, type=Path, metavar="LOG", help="what ordinary clients asked (JSONL)")
     parser.add_argument("-o", "--out", type=Path, default=Path("baseline.json"), metavar="FILE", help="where it goes")
-    parser.add_argument("--output", default="", metavar="NAME", help="the model's output that the rows are of")
+    parser.add_argument(
+        "--output", default="", metavar="NAME", help="the model's output that the rows are of; a guard wants to know"
+    )
     parser.add_argument("--classes", type=whole(2), metavar="N", help="width of a row (default: labels in the log)")
     parser.add_argument(
         "--quantile", type=probability, default=0.999, metavar="Q", help="share of clients to hold (default 0.999)"
@@ -72,7 +76,10 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not text in UTF-8"
         raise ConfigError("--benign", f"cannot read {str(options.benign)!r}: {reason}") from None
-    baseline = calibrate(logs, options.output, options.quantile)
+    except ConfigError as problem:
+        raise ConfigError("--benign", f"{options.benign}, {problem}") from None
+    _check(logs, options)
+    baseline = calibrate(logs, options.output, options.quantile, options.classes or 0)
     try:
         options.out.write_text(baseline.to_json(), encoding="utf-8")
     except OSError as problem:
@@ -84,6 +91,14 @@ def run(options: argparse.Namespace) -> int:
         _tell(baseline, facts, options)
     held = facts["held_out"]
     return int(held["flagged_interval"][0] > options.false_alarm)
+
+
+def _check(logs: Mapping[str, Log], options: argparse.Namespace) -> None:
+    highest = max((int(log.label.max()) for log in logs.values()), default=0)
+    if options.classes is not None and highest >= options.classes:
+        raise ConfigError("--classes", f"{options.classes}, but the log has the label {highest}: give the rows' width")
+    if not options.output:
+        print("warning: no guard takes a baseline of no output; name it with --output", file=sys.stderr)
 
 
 def describe(baseline: Baseline, false_alarm: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Say in plain words what each tier releases, its bits per answer, its guarantee and its program."""
+"""Say in plain words what each tier releases and promises, how much a client can learn in all, and what alarms mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import textwrap
 from typing import Any
 
-from hardening.cli.budgets import budgets_in_words
+from hardening.cli.alarms import alarms, alarms_in_words
+from hardening.cli.budgets import budgets, budgets_in_words, ledger
 from hardening.cli.models import examine
 from hardening.cli.options import whole
 from hardening.cli.promises import adds_up_in_words, conversion, in_words, loss_in_words
@@ -67,19 +68,39 @@ def run(options: argparse.Namespace) -> int:
             if not problems:  # else it has been said
                 raise
             table[name] = {tier: describe(policy.pipeline(name, tier), None) for tier in policy.tiers}
+    facts: dict[str, Any] = {
+        "outputs": table,
+        "budgets": budgets(policy, _bits(table)),
+        "ledger": ledger(policy),
+        "alarms": alarms(policy),
+    }
     if options.json:
-        print(json.dumps(table, indent=2))
-    else:
-        _tell(policy, table)
-        for line in budgets_in_words(policy):
-            print(line)
+        print(json.dumps(facts, indent=2))
+        return 1 if problems else 0
+    _tell(policy, table)
+    for title, lines in (
+        ("budgets", budgets_in_words(facts["budgets"], facts["ledger"])),
+        ("alarms", alarms_in_words(facts["alarms"])),
+    ):
+        for number, (name, text) in enumerate(lines):
+            if not number:
+                print(title)
+            _line(name, text, 12)
     return 1 if problems else 0
 
 
-def _line(name: str, text: str) -> None:
+def _bits(table: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
+    """Bits of one answer of all outputs, by tier; None where they are not known."""
+    tiers = next(iter(table.values()))
+    each = {tier: [facts[tier]["bits_per_answer"] for facts in table.values()] for tier in tiers}
+    return {tier: None if None in bits else math.fsum(bits) for tier, bits in each.items()}
+
+
+def _line(name: str, text: str, column: int = 10) -> None:
     """Wrapped for a terminal; one line for whatever else reads it."""
     width = max(40, shutil.get_terminal_size((10_000, 24)).columns)
-    print(textwrap.fill(f"    {name:<10} {text}", width, subsequent_indent=" " * 15, break_on_hyphens=False))
+    indent = " " * (column + 5)
+    print(textwrap.fill(f"    {name:<{column}} {text}", width, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def _tell(policy: Policy, table: dict[str, dict[str, dict[str, Any]]]) -> None:

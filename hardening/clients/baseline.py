@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class Baseline:
         histogram: ordinary rows by entropy in eighths of the largest possible, as shares.
         quantile: share of clients that each mean was chosen to hold.
         held_out: how it did on others.
+        classes: width of the rows, or 0 if whoever made it did not say.
     """
 
     output: str
@@ -92,6 +94,7 @@ class Baseline:
     histogram: tuple[float, ...]
     quantile: float
     held_out: HeldOut
+    classes: int = 0
 
     def numbers(self) -> NDArray[np.float64]:
         """The baseline as kernels read it; see `Job.BASELINE`."""
@@ -117,7 +120,7 @@ class Baseline:
             mu = np.array(made.means, np.float64)
             lists = (made.thresholds, made.average, made.spread, made.histogram)
             shapes = [np.array(values, np.float64).shape for values in lists]
-            few = min(made.clients, made.rows) < 1
+            few = min(made.clients, made.rows) < 1 or made.classes < 0
         except ConfigError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -130,6 +133,27 @@ class Baseline:
             raise ConfigError(path, "the first row of a client has no label before it to be held against")
         return made
 
+    @classmethod
+    def read(cls, file: Path, outputs: Collection[str], path: str = "baseline") -> Baseline:
+        """The baseline in a `file`, of one of these `outputs`. Raises ConfigError at `path`."""
+        try:
+            text = file.read_text("utf-8")
+        except OSError as problem:
+            hint = "; hardening calibrate writes one" if isinstance(problem, FileNotFoundError) else ""
+            raise ConfigError(path, f"cannot read {file.name!r}: {problem.strerror}{hint}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(path, f"cannot read {file.name!r}: it is not text in UTF-8") from None
+        made = cls.from_json(text, path)
+        if made.output not in outputs:
+            known = ", ".join(outputs)
+            raise ConfigError(
+                path,
+                f"{file.name!r} is of the output {made.output!r}, which the policy does not name; its outputs: {known}"
+                if made.output
+                else f"{file.name!r} does not say which output it is of: hardening calibrate --output NAME, of {known}",
+            )
+        return made
+
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
@@ -140,8 +164,8 @@ def _held_out(client: str) -> bool:
     return hashlib.blake2b(client.encode(), digest_size=1).digest()[0] % 2 == 1
 
 
-def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999) -> Baseline:
-    """The baseline of ordinary clients, from what they asked (by client).
+def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999, classes: int = 0) -> Baseline:
+    """The baseline of ordinary clients, from what they asked (by client), for an `output` of so many `classes`.
 
     Half of the clients make it, the others test it. Clients of fewer than `LEAST_ROWS` rows asked for the first time
     are left out. Every mean is the `quantile` of the clients' own, without what is sampling noise in their spread, and
@@ -156,8 +180,9 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
     if min(len(fit), len(others)) < LEAST_CLIENTS:
         raise ConfigError(
             "log",
-            f"has {len(used)} clients with at least {LEAST_ROWS} different questions, {len(fit)} to calibrate by and "
-            f"{len(others)} to try it on; {LEAST_CLIENTS} of each are needed",
+            f"has {len(used)} clients with at least {LEAST_ROWS} different questions, of {len(logs)} in all, "
+            f"{len(fit)} to calibrate by and {len(others)} to try it on; {LEAST_CLIENTS} of each are "
+            "needed: log more clients, or for longer",
         )
     thresholds = _thresholds(fit)
     scored = [scores(_padded(thresholds), rows) for rows in fit]
@@ -175,6 +200,7 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
         tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
         quantile,
         HeldOut(0, 0, ()),
+        classes=classes,
     )
     return Baseline(**{**made.__dict__, "held_out": _try(made, others)})
 

@@ -7,7 +7,10 @@ same question is none: many ask about the same thing, and who repeats himself is
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import threading
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +23,10 @@ from hardening.errors import InputError
 HASHES, SHARE = 50, 0.5
 #: The step of quantisation as a part of the range of ordinary inputs: 50 of 255 levels of a picture.
 STEP = 50 / 255
+#: Pairs of clients whose questions are nearly the same; beyond that the half seen least often is forgotten.
+MOST_LINKS = 1 << 14
+#: Entries that are hashed at a time, and up to how many without letting go of the interpreter's lock.
+_CHUNK, _SMALL = 1 << 18, 1 << 14
 
 
 class Found(NamedTuple):
@@ -29,8 +36,16 @@ class Found(NamedTuple):
     owner: NDArray[np.int64]
 
 
+class Prints(NamedTuple):
+    """What stands for rows: their smallest hashes, how many each row has, and what only the same row has."""
+
+    hashes: NDArray[np.uint32]  # (n, HASHES), sorted
+    parts: NDArray[np.int64]
+    names: NDArray[np.uint64]
+
+
 class Fingerprints:
-    """An index of the fingerprints of questions.
+    """An index of the fingerprints of questions. Safe to share between threads.
 
     Args:
         secret: whoever does not know it cannot tell which changes of a question escape.
@@ -44,53 +59,83 @@ class Fingerprints:
 
         if not (span > 0 and np.isfinite(span)) or window < 1 or size < 1:
             raise ValueError("span must be finite and above 0, window and size at least 1")
-        stream = hashlib.shake_256(secret + b"fingerprints").digest(24)
+        stream = hashlib.shake_256(secret + b"fingerprints").digest(8 * (fingerprint.SALT + 1))
         self.window, self._step = window, span * STEP
-        self._offset = int.from_bytes(stream[16:], "little") / 2**64 * self._step
-        self._salt = np.frombuffer(stream[:16], "<u8").copy()
+        self._offset = int.from_bytes(stream[-8:], "little") / 2**64 * self._step
+        self._salt = np.frombuffer(stream[:-8], "<u8").copy()
         self._salt[0] |= np.uint64(1)
         buckets = 1 << max(0, (size - 1).bit_length() - (fingerprint.WAYS - 1).bit_length())
+        # A row has up to `HASHES` of them; names and owners are remembered of more rows than the index has hashes of.
+        rows = max(fingerprint.WAYS, buckets * fingerprint.WAYS // 8)
         self._index = np.empty((buckets, fingerprint.WAYS), np.uint64)
-        self._index.fill(0)
-        self._owners = np.full(max(1, self._index.size // HASHES), -1, np.int64)
-        self._exact = np.zeros(len(self._owners), np.int64)
+        self._known = np.empty((rows // fingerprint.WAYS, fingerprint.WAYS), np.uint64)
+        self._owners = np.empty(rows, np.int32)
+        for array, nothing in ((self._index, 0), (self._known, 0), (self._owners, -1)):
+            array.fill(nothing)
         self._clock = np.ones(1, np.uint32)
-        self._hashes, self._tally = np.zeros(HASHES, np.uint32), np.zeros((fingerprint.TALLY, 2), np.uint32)
+        self._tally = np.zeros((fingerprint.TALLY, 2), np.uint32)
+        self._links: Counter[tuple[int, int]] = Counter()
+        self._linking = threading.RLock()  # again, for whoever comes in between from a signal
+        self._print = functools.partial(
+            kernels.entry, fingerprint.fingerprint, "float64[:, ::1]", "int64", "float64", "float64", "uint64[::1]",
+            "uint64[::1]", "uint32[:, ::1]", "int64[::1]", "uint64[::1]",
+        )  # fmt: skip
+        self._print_small = self._print()
         self._look = kernels.entry(
-            fingerprint.look, "float64[:, ::1]", "int64", "float64", "float64", "uint64[::1]", "uint64[:, ::1]",
-            "uint32[::1]", "uint32[::1]", "uint32[:, ::1]", "int64[::1]", "uint32[::1]", "int64[::1]",
+            fingerprint.look, "uint32[:, ::1]", "int64[::1]", "uint64[::1]", "int64", "float64", "uint64[:, ::1]",
+            "uint64[:, ::1]", "int32[::1]", "uint32[::1]", "uint32[:, ::1]", "uint8[::1]", "int64[::1]",
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """What the index takes, however many questions there were."""
-        return self._index.nbytes + self._owners.nbytes + self._exact.nbytes
+        return self._index.nbytes + self._known.nbytes + self._owners.nbytes
 
-    def seen(self, inputs: NDArray[Any], slot: int = -1) -> Found:
-        """Look rows up ``(n, ...)``, numbers of any kind, and remember them as asked by the client at `slot`.
-
-        One at a time: callers hold the interpreter's lock, or one of their own. Raises InputError for what is not
-        numbers.
-        """
+    def prints(self, inputs: NDArray[Any]) -> Prints:
+        """What stands for rows ``(n, ...)``, numbers of any kind. Raises InputError for what is not numbers."""
         if inputs.dtype.kind not in "fiub" or inputs.ndim < 1:
             raise InputError(f"near duplicates are looked for among rows of numbers, not {inputs.dtype} {inputs.shape}")
-        rows = np.ascontiguousarray(inputs.reshape(len(inputs), -1), np.float64) if inputs.size else np.zeros((0, 1))
-        matches, parts, number = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64), np.zeros(len(rows), "u4")
-        first = int(self._clock[0])
-        window = min(self.window, rows.shape[1])
-        self._look(
-            rows, window, self._step, self._offset, self._salt, self._index, self._clock, self._hashes, self._tally,
-            matches, number, parts,
-        )  # fmt: skip
-        nearly = (matches >= np.maximum(SHARE * parts, 1)) & (parts > 0)
-        size = len(self._owners)
-        owner = np.full(len(rows), -1, np.int64)
-        for i, row in enumerate(rows):
-            now, exact = (first + i) % 2**32, hash(row.tobytes())
-            earlier = int(number[i])
-            if nearly[i] and (now - earlier) % 2**32 < size:
-                owner[i] = self._owners[earlier % size]
-                if self._exact[earlier % size] == exact:  # many ask about the same thing; that is no search
-                    nearly[i], owner[i] = False, -1
-            self._owners[now % size], self._exact[now % size] = slot, exact
-        return Found(nearly.astype(np.uint8), owner)
+        count = len(inputs)
+        made = Prints(np.empty((count, HASHES), np.uint32), np.zeros(count, np.int64), np.zeros(count, np.uint64))
+        if not inputs.size:
+            return made
+        flat = inputs.reshape(count, -1)
+        width = flat.shape[1]
+        step, levels, window = max(1, _CHUNK // width), np.empty(width, np.uint64), min(self.window, width)
+        run = self._print_small if flat.size <= _SMALL else self._print(nogil=True)
+        for i in range(0, count, step):
+            rows = np.ascontiguousarray(flat[i : i + step], np.float64)
+            part = slice(i, i + step)
+            run(
+                rows, window, self._step, self._offset, self._salt, levels, made.hashes[part], made.parts[part],
+                made.names[part],
+            )  # fmt: skip
+        return made
+
+    def seen(self, inputs: NDArray[Any], slot: int = -1) -> Found:
+        """Look rows up ``(n, ...)``, one after another, and remember them as asked by the client at `slot`, -1: nobody.
+
+        Raises InputError for what is not numbers.
+        """
+        made, count = self.prints(inputs), len(inputs)
+        found = Found(np.empty(count, np.uint8), np.empty(count, np.int64))
+        # Holds the interpreter's lock, which makes it atomic.
+        linked = self._look(
+            *made, slot, SHARE, self._index, self._known, self._owners, self._clock, self._tally, *found
+        )
+        if linked and slot >= 0:
+            self._link(slot, found.owner)
+        return found
+
+    def _link(self, slot: int, owners: NDArray[np.int64]) -> None:
+        with self._linking:
+            for owner in owners.tolist():
+                if owner >= 0 and owner != slot:
+                    self._links[min(slot, owner), max(slot, owner)] += 1
+            if len(self._links) > MOST_LINKS:
+                self._links = Counter(dict(self._links.most_common(MOST_LINKS // 2)))
+
+    def links(self) -> tuple[tuple[int, int, int], ...]:
+        """Pairs of clients, by slot, and how often one asked nearly what the other had; for `fleet.clusters`."""
+        with self._linking:
+            return tuple((a, b, times) for (a, b), times in self._links.items())

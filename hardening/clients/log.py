@@ -122,7 +122,7 @@ def _record(line: str, where: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(where, "must be a JSON object")
+        raise ConfigError(where, f"must be a JSON object with {', '.join(_FIELDS)}")
     if unknown := sorted(found.keys() - _FIELDS.keys()):
         raise ConfigError(f"{where}.{unknown[0]}", f"unknown key; known: {', '.join(_FIELDS)}")
     record = _OPTIONAL | found

@@ -36,12 +36,8 @@ class Clients:
     def __init__(self, capacity: int) -> None:
         from hardening.kernels import accounts, places
 
-        line = 64  # bytes that memory comes in: what is written together lies in as few as possible
-        size = (capacity + 1) * accounts.ROW.itemsize
-        memory = np.empty(size + line, np.uint8)
-        memory.fill(0)  # touches every page now, so that no query pays for it
-        start = -int(memory.ctypes.data) % line
-        self._rows = memory[start : start + size].view(accounts.ROW)  # the last row is the pooled account
+        # What of a row is written together lies in as few lines as possible; the last row is the pooled account.
+        self._rows = kernels.lines((capacity + 1) * accounts.ROW.itemsize).view(accounts.ROW)
         self._address = int(self._rows.ctypes.data)
         self._index = np.zeros(2 << capacity.bit_length(), np.uint64)
         self._names: list[str] = []

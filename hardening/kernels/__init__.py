@@ -18,6 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+#: Bytes that memory comes in.
+LINE = 64
 _log = logging.getLogger("hardening.kernels")
 #: numba takes the directory from a variable of the whole process, which has to be as it was afterwards.
 _compiling = threading.Lock()
@@ -61,6 +66,14 @@ def _compile(function: Callable[..., Any], decorate: Callable[[bool], Any]) -> A
     took = time.perf_counter() - start
     _log.info("%s %s in %.1f s", "loaded" if kept else "compiled", function.__name__, took)
     return compiled
+
+
+def lines(octets: int) -> NDArray[np.uint8]:
+    """Zeroed memory, uint8 ``(octets,)``, that begins where a line of the cache does: vectors then lie in one each."""
+    memory = np.empty(octets + LINE, np.uint8)
+    memory.fill(0)  # touches every page now, so that no query pays for it
+    start = -int(memory.ctypes.data) % LINE
+    return memory[start : start + octets]
 
 
 @functools.cache

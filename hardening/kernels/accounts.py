@@ -130,7 +130,7 @@ def enter(table: int, slot: int, job: Any) -> None:
         if baseline != 0:
             row = v // job[Job.PER_ROW]
             nearly = job[Job.DUPLICATES] != 0 and carray(pointer(job[Job.DUPLICATES]), (job[Job.ROWS],), np.uint8)[row]
-            key = _question(job, row) if job[Job.NAMED] > 0 else _answer(entropy, label, cell, summary[3, v])
+            key = _question(job, row) if job[Job.NAMES] != 0 else _answer(entropy, label, cell, summary[3, v])
             _first(base, baseline, key, entropy, label, cell, summary[3, v], nearly)
         _enter_row(base, scale, entropy, label, cell)
     counts[1] += vectors
@@ -149,8 +149,8 @@ def _enter_row(base: int, scale: float, entropy: float, label: int, cell: int) -
 
 @device
 def _question(job: Any, row: int) -> Any:
-    """What a question is remembered by: a word of its nonce."""
-    return carray(pointer(job[Job.NONCES]), (3 * job[Job.ROWS],), np.uint32)[3 * row]
+    """What a question is remembered by: a word of its name."""
+    return carray(pointer(job[Job.NAMES]), (3 * job[Job.ROWS],), np.uint32)[3 * row]
 
 
 @device

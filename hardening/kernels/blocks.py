@@ -37,6 +37,8 @@ LONG, FEW = 256, 4
 #: Larger than anything that a row holds. Finite limits are not: masked scores are often the least float there is.
 HUGE = math.inf
 SUM_GRID = 2.0**40
+#: Steps of scores in fixed point; beyond the other a sum of them is no longer exact.
+FIXED_POINT, MOST_SCORE = 2.0**32, 2.0**18
 
 
 class Block(NamedTuple):
@@ -244,6 +246,23 @@ def add_at(b: Block, column: Any, amount: Any) -> None:
     """Adds to one entry of each row."""
     at = place(b, column)
     scatter(b.w, at, gather(b.w, at) + amount)
+
+
+@device
+def few_of(b: Block, few: int) -> Block:
+    """The entries that are left of a row as a block of their own, in `residual`; their columns stay in `marks`."""
+    room = (few + WIDTH - 1) // WIDTH * WIDTH
+    return block(b.residual, b.residual[room:], b.marks[room:], few, True)
+
+
+@device
+def spread(b: Block, few: int) -> None:
+    """Writes the row out of which only `few` entries are left: values in `residual`, columns in `marks`."""
+    first = load(b.residual, 0)
+    for i in range(b.m):
+        store(b.w, i, first - first)  # zeros that do not look like it: the compiler would call memset, which is slower
+    for k in range(few):
+        b.w[int(b.marks[k])] = b.residual[k]
 
 
 @device

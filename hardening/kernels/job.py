@@ -8,8 +8,8 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import layout, prf
-from hardening.kernels.blocks import Block, block, first_argmax
-from hardening.kernels.lanes import WIDTH, device, larger, pointer
+from hardening.kernels.blocks import Block, block, few_of, first_argmax
+from hardening.kernels.lanes import WIDTH, device, fill, lane, larger, pointer
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import load, store
 
@@ -77,7 +77,11 @@ def own_of(j: Any) -> Any:
 @device
 def top_of(j: Any, b: Block) -> Any:
     """The class that leads now; found only where somebody asks."""
-    if j[Job.LEADS] == 0:
+    few = j[Job.FEW]
+    if j[Job.LEADS] == 0 and few > 0:
+        work = few_of(b, few)
+        lead(j, fill(b.marks[int(lane(first_argmax(work, work.w), 0))]))
+    elif j[Job.LEADS] == 0:
         lead(j, first_argmax(b, b.w))
     return load(lanes_of(j), layout.TOP // WIDTH)
 

@@ -55,6 +55,7 @@ class Step(IntEnum):
     PARAMS = 1  # float64 (PARAMETERS,)
     DATA = 2  # such as a table of noise
     SECRET = 3  # key material
+    SPARSE = 4  # 1: takes a row of few entries as `Job.FEW` says
 
 
 STEP: Final = len(Step)
@@ -86,7 +87,7 @@ class Job(IntEnum):
     NUMBERS = 16  # float64 scratch
     WORDS = 17  # uint64 scratch
     ROW = 18  # uint64 scratch for one canonical row
-    NONCES = 19  # uint32 (ROWS, 3); filled in when INPUTS > 0
+    NONCES = 19  # uint32 (ROWS, 3)
     SUMMARY = 20  # float64 (SUMMARY, VECTORS rounded up to eights), filled in
     INPUT_TABLE = 21  # int64 (INPUTS, 4)
     INPUTS = 22
@@ -101,7 +102,7 @@ class Job(IntEnum):
     WATCHES = 31  # 1: an instruction goes by the coverage
     COVERAGE = 32  # cells that the client has visited, filled in if WATCHES is set
     BASELINE = 33  # float64 (BASELINE_NUMBERS,): what ordinary clients ask, see `Lane`; 0: no evidence is gathered
-    NAMED = 34  # 1: the nonces tell one question from another
+    NAMES = 34  # uint32 (ROWS, 3), filled in when INPUTS > 0: what tells one question from another; 0: nothing does
     DUPLICATES = 35  # uint8 (ROWS,): 1 where the question is nearly one that was asked before; 0: not known
 
     FIRST = 36  # vector that the block starts with
@@ -110,10 +111,14 @@ class Job(IntEnum):
     PARAMS = 39  # of this instruction, as in `Step`
     DATA = 40
     SECRET = 41
-    LEFT = 42  # an instruction that knows which few entries are not zero leaves their number to the next one
-    FEW = 43  # what the one before left: values in the block's `residual`, columns in its `marks`; 0: nothing
+    # What an instruction knows about a long row it leaves to the next one, and that finds it at FEW:
+    # n > 0: all but n entries are zero; values in the block's `residual`, columns in its `marks`, the rest is not there
+    # SURVEYED: entries fit fixed point and are multiples of its step; the best of 64 parts of the row are in `marks`
+    LEFT = 42
+    FEW = 43
 
 
+SURVEYED: Final = -1
 #: Eight float64 numbers each, one for each lane: the model's own label, the class that leads, what is wrong.
 OWN, TOP, PROBLEM = 48, 56, 64
 JOB: Final = 72

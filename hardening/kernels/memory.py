@@ -147,6 +147,26 @@ def gather_longs(_context: Any, array: Any, places: Any) -> Any:
     return LONGS(array, LONGS), codegen
 
 
+@intrinsic
+def gather_by_top(_context: Any, array: Any, words: Any, index: Any, shift: Any) -> Any:
+    """One 64-bit element per lane: that which elements 8 * index and on of a uint64 array, shifted right, are about.
+
+    Both are read by single words, for what a lane has to be moved to an address costs more than to read it.
+    """
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = b.bitcast(context.make_array(signature.args[0])(context, b, args[0]).data, I64.as_pointer())
+        raw = b.bitcast(_place(context, b, signature.args[1], args[1], args[2], I64), I64.as_pointer())
+        out = ir.Constant(LONGS.representation, ir.Undefined)
+        for lane in range(WIDTH):
+            at = ir.Constant(I32, lane)
+            slot = b.lshr(b.load(b.gep(raw, [at])), args[3])
+            out = b.insert_element(out, b.load(b.gep(data, [slot])), at)
+        return out
+
+    return LONGS(array, words, types.int64, types.int64), codegen
+
+
 @device
 def gather(array: Any, places: Any) -> Any:
     """One float64 per lane, at the indices in `places` (floats)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from hardening.kernels.lanes import WIDTH, device
-from hardening.kernels.memory import gather_longs
+from hardening.kernels.memory import gather_by_top, load_longs
 from hardening.kernels.words import below, less, low_bits, shift_right, where_longs
 
 #: 64-bit words in a unit.
@@ -26,13 +26,14 @@ CHUNK = 4 * WIDTH
 
 
 @device
-def draw(raw: Any, table: Any, bits: int, offset: int) -> Any:
+def draw(stream: Any, i: int, table: Any, bits: int, offset: int) -> Any:
     """Eight integers by the alias method from eight 64-bit words, as floats.
 
     Constant work: nothing branches on what is drawn. `table` is uint64 ``(2**bits,)``, see `noise.packed`.
     """
+    raw = load_longs(stream, i)
     slot = shift_right(raw, 64 - bits)
-    entry = gather_longs(table, slot)
+    entry = gather_by_top(table, stream, i, 64 - bits)
     keep = below(low_bits(raw, 64 - bits), shift_right(entry, bits))
     drawn = where_longs(keep, slot, low_bits(entry, bits))
     return less(drawn, offset)

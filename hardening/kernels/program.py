@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import layout, prf, summary, tag
-from hardening.kernels.blocks import HUGE, SUM_GRID, Block, clip, first_equal, survey
+from hardening.kernels.blocks import HUGE, SUM_GRID, Block, clip, first_equal, spread, survey
 from hardening.kernels.job import NARROW, block_of, fields, lanes_of, lead, nonces_of, room_of, top_of
 from hardening.kernels.lanes import (
     WIDTH,
@@ -77,31 +77,39 @@ def _load(b: Block, j: Any, first: int, grid: float) -> tuple[Any, Any, Any]:
 
 
 @device
-def _take(b: Block, j: Any, first: int, tolerance: float) -> tuple[Any, Any, Any]:
-    """Loads rows and brings them into the space: what is wrong with each, as a `layout` problem, its label, entropy."""
+def _take(b: Block, j: Any, first: int, tolerance: float) -> tuple[Any, Any, Any, Any]:
+    """Loads rows and brings them into the space: what is wrong with each (see `layout`), label, entropy, margin."""
     none, one, space = fill(0.0), fill(1.0), j[Job.SPACE]
     low, high, total = _load(b, j, first, SUM_GRID if space == layout.SPACE_SIMPLEX else 0.0)
     if some(total - total != none):
         _, _, nothing = survey(b, b.w, 0.0)  # a sum may overflow where no entry is at fault
         fault = where(nothing == none, fill(float(layout.NOT_SIMPLEX)), fill(float(layout.NOT_FINITE)))
-        return where(total - total != none, fault, none), none, none
+        return where(total - total != none, fault, none), none, none, none
     if space == layout.SPACE_ANY:
-        return none, first_equal(b, b.w, high), summary.clean_entropy(b, space, j[Job.LOGITS] > 0, high)
+        entropy = summary.clean_entropy(b, space, j[Job.LOGITS] > 0, high)
+        return none, first_equal(b, b.w, high), entropy, summary.margin(b)
     off = fill(float(layout.NOT_SIMPLEX))
     problem = where((low < -tolerance) | (high > 1.0 + tolerance), off, none)
     if some((low < 0.0) | (high > 1.0)):
         clip(b, 0.0, 1.0)
         low, high, total = survey(b, b.w, SUM_GRID)
     if space == layout.SPACE_SIGMOID:
-        return problem, first_equal(b, b.w, high), summary.clean_entropy(b, space, False, high)
+        return problem, first_equal(b, b.w, high), summary.clean_entropy(b, space, False, high), summary.margin(b)
     problem = where(fabs(total - one) > tolerance, off, problem)
-    own, entropy = summary.normalise(b, where(problem == none, total, one), high)
-    return problem, own, entropy
+    own, entropy, margin = summary.normalise(b, where(problem == none, total, one), high)
+    return problem, own, entropy, margin
 
 
 @device
-def _write_as(b: Block, y: Any, first: int) -> None:
-    if b.wide:
+def _write_as(b: Block, y: Any, first: int, few: int) -> None:
+    if few > 0:
+        start = load(b.residual, 0)
+        for i in range(b.m - 1):
+            store_at(y, first * b.n + WIDTH * i, start - start)  # as in `spread`
+        store_some(y, first * b.n + WIDTH * (b.m - 1), b.last, start - start)
+        for k in range(few):
+            y[first * b.n + int(b.marks[k])] = b.residual[k]
+    elif b.wide:
         for i in range(b.m - 1):
             store_at(y, first * b.n + WIDTH * i, load(b.w, i))
         store_some(y, first * b.n + WIDTH * (b.m - 1), b.last, load(b.w, b.m - 1))
@@ -112,11 +120,11 @@ def _write_as(b: Block, y: Any, first: int) -> None:
 
 @device
 def _write(b: Block, j: Any, first: int) -> None:
-    count = j[Job.VECTORS] * b.n
+    count, few = j[Job.VECTORS] * b.n, j[Job.FEW]
     if j[Job.SINGLE] > 0:
-        _write_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float32), first)
+        _write_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float32), first, few)
     else:
-        _write_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float64), first)
+        _write_as(b, carray(pointer(j[Job.SCORES]), (count,), np.float64), first, few)
 
 
 @device
@@ -136,15 +144,20 @@ def _spread_nonces(j: Any, first: int, wide: bool) -> None:
 
 
 @device
-def _run(j: Any, job: int) -> None:
+def _run(b: Block, j: Any, job: int) -> None:
     """Every instruction on the block at hand."""
     steps = carray(pointer(j[Job.STEPS]), (j[Job.COUNT], layout.STEP), np.int64)
     j[Job.LEFT] = 0
     for s in range(j[Job.COUNT]):
         j[Job.PARAMS], j[Job.DATA] = steps[s, Step.PARAMS], steps[s, Step.DATA]
         j[Job.SECRET] = steps[s, Step.SECRET]
-        j[Job.FEW], j[Job.LEFT] = j[Job.LEFT], 0
+        few = j[Job.LEFT]
+        if few > 0 and steps[s, Step.SPARSE] == 0:
+            spread(b, few)
+            few = 0
+        j[Job.FEW], j[Job.LEFT] = few, 0
         execute(steps[s, Step.FUNCTION], job)
+    j[Job.FEW] = j[Job.LEFT]
 
 
 @outer
@@ -161,15 +174,15 @@ def _harden(j: Any, job: int) -> int:
         wide = n > NARROW or vectors - first < WIDTH
         j[Job.FIRST], j[Job.WIDE] = first, np.int64(wide)
         b = block_of(j)
-        problem, own, entropy = _take(b, j, first, tolerance)
-        cell, margin = summary.cells_of(b, signs, fold, j[Job.CELL_BITS]), summary.margin(b)
+        problem, own, entropy, margin = _take(b, j, first, tolerance)
+        cell = summary.cells_of(b, signs, fold, j[Job.CELL_BITS])
         if not some(problem > 0.0):
             store(lanes, layout.OWN // WIDTH, own)
             store(lanes, layout.PROBLEM // WIDTH, problem)
             lead(j, own)
             if j[Job.DRAWS] > 0:
                 _spread_nonces(j, first, wide)
-            _run(j, job)
+            _run(b, j, job)
             problem = load(lanes, layout.PROBLEM // WIDTH)
         if some(problem > 0.0):
             for k in range(1 if wide else WIDTH):
@@ -203,7 +216,7 @@ def harden(job: int) -> int:
             j[Job.ROWS],
             carray(pointer(j[Job.TAG_KEY]), (tag.FINAL + j[Job.ROW_WORDS] + tag.EXTRA,), np.uint64),
             j[Job.ROW],
-            carray(pointer(j[Job.NONCES]), (j[Job.ROWS], 3), np.uint32),
+            carray(pointer(j[Job.NAMES]), (j[Job.ROWS], 3), np.uint32),
         )
     if j[Job.WIDTH] == 0 or j[Job.VECTORS] == 0:
         return 0

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from hardening.kernels import layout
-from hardening.kernels.blocks import HUGE, Block, quotient
+from hardening.kernels.blocks import HUGE, Block
 from hardening.kernels.elementary import LOG2_E, exponent, power_of_two, without_exponent
+from hardening.kernels.job import NARROW
 from hardening.kernels.lanes import (
+    FLOATS,
+    I32,
     WIDTH,
+    LanesType,
     across_max,
     across_min,
     across_sum,
@@ -19,7 +24,9 @@ from hardening.kernels.lanes import (
     butterfly_1,
     butterfly_2,
     butterfly_4,
+    call,
     count_of,
+    define,
     device,
     fabs,
     fill,
@@ -28,11 +35,14 @@ from hardening.kernels.lanes import (
     roughly_fused,
     smaller,
     some,
+    vector,
     where,
 )
 from hardening.kernels.memory import flip, load, store
 from hardening.kernels.words import numbers
 
+SIXTEEN = ir.VectorType(I32, 2 * WIDTH)
+SINGLES = LanesType("Singles", ir.VectorType(ir.FloatType(), 2 * WIDTH))
 #: Numbers that a row is folded to before its cell is read off.
 FOLD = 16
 
@@ -84,23 +94,72 @@ def _total(b: Block, s: Any) -> Any:
     return across_sum(s) if b.wide else s
 
 
+@define(SINGLES, FLOATS, FLOATS)
+def singles(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """Sixteen numbers in single precision."""
+    eight, both = ir.VectorType(ir.FloatType(), WIDTH), ir.Constant(SIXTEEN, list(range(2 * WIDTH)))
+    return b.shuffle_vector(b.fptrunc(x, eight), b.fptrunc(y, eight), both)
+
+
+@define(SINGLES, SINGLES, SINGLES)
+def add_log2(b: ir.IRBuilder, h: Any, x: Any) -> Any:
+    """h + x log2(x) of sixteen numbers from 0 to 1, for the work of eight in double precision."""
+    kind = SINGLES.representation
+
+    def number(x: float) -> Any:
+        return ir.Constant(kind, [x] * 2 * WIDTH)
+
+    def integer(x: int) -> Any:
+        return ir.Constant(SIXTEEN, [x] * 2 * WIDTH)
+
+    bits = b.bitcast(b.fadd(x, number(2.0**-100)), SIXTEEN)
+    exponent = b.ashr(b.sub(bits, integer(0x3F3504F3)), integer(23))  # such that the rest lies around 1, by bits of 1/2
+    m = b.fsub(b.bitcast(b.sub(bits, b.shl(exponent, integer(23))), kind), number(1.0))
+    series = number(L5)
+    for c in (L4, L3, L2, L1, L0):
+        series = call("llvm.fmuladd.v16f32", b, series, m, number(c))
+    logarithm = call("llvm.fmuladd.v16f32", b, m, series, b.sitofp(exponent, kind))
+    return call("llvm.fmuladd.v16f32", b, x, logarithm, h)
+
+
+@define(FLOATS, SINGLES)
+def in_eight(b: ir.IRBuilder, x: Any) -> Any:
+    """The sums of lanes that are eight apart."""
+    low, high = (ir.Constant(vector(I32), list(range(k, k + WIDTH))) for k in (0, WIDTH))
+    return b.fadd(*(b.fpext(b.shuffle_vector(x, x, half), FLOATS.representation) for half in (low, high)))
+
+
 @device
-def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any]:
-    """Divides a distribution by its total; returns its first arg-max, before that, and its Shannon entropy in bits.
+def normalise(b: Block, total: Any, highest: Any) -> tuple[Any, Any, Any]:
+    """Divides a distribution by its total; returns its first arg-max, before that, its Shannon entropy in bits and
+    its `margin`.
 
     `highest` is the largest entry, which dividing may tie with one just below it. What lies beyond the end of a row
     that ends within a vector is zero.
     """
-    inverse, first, h = 1.0 / total, fill(float(b.n)), fill(0.0)
-    for i in range(b.m):
-        v = load(b.w, i)
-        p = quotient(v, total, inverse)
+    inverse, first, best, next_best, none = 1.0 / total, fill(float(b.n)), fill(0.0), fill(0.0), fill(0.0)
+    doubles, sixteen, i = fill(0.0), singles(none, none), 0
+    long = b.n > NARROW  # shorter rows may come eight at a time or alone, and are to have the same entropy
+    while i < b.m:
+        v, u = load(b.w, i), load(b.w, i + 1) if i + 1 < b.m else none
+        p, q = v * inverse, u * inverse
         store(b.w, i, p)
-        found = v == highest
-        if not b.wide or some(found):  # in a long row it is a rare vector that holds the largest
-            first = smaller(first, where(found, b.column + float(i) * b.stride, first))
-        h = roughly_fused(p, log2(p + 1e-30), h)
-    return (across_min(first) if b.wide else first), larger(0.0 - _total(b, h), fill(0.0))
+        if i + 1 < b.m:
+            store(b.w, i + 1, q)
+        next_best, best = larger(next_best, smaller(best, p)), larger(best, p)
+        next_best, best = larger(next_best, smaller(best, q)), larger(best, q)
+        if not b.wide or some((v == highest) | (u == highest)):  # in a long row it is rare vectors that hold it
+            column = b.column + float(i) * b.stride
+            first = smaller(first, where(u == highest, column + b.stride, first))
+            first = smaller(first, where(v == highest, column, first))
+        if long:
+            sixteen = add_log2(sixteen, singles(p, q))
+        else:
+            doubles = roughly_fused(q, log2(q + 1e-30), roughly_fused(p, log2(p + 1e-30), doubles))
+        i += 2
+    first = across_min(first) if b.wide else first
+    h = across_sum(in_eight(sixteen)) if long else _total(b, doubles)
+    return first, larger(0.0 - h, none), _margin(b, best, next_best)
 
 
 @device
@@ -212,7 +271,12 @@ def margin(b: Block) -> Any:
         i += 1
     n0, b0 = larger(larger(n0, n1), smaller(b0, b1)), larger(b0, b1)
     n2, b2 = larger(larger(n2, n3), smaller(b2, b3)), larger(b2, b3)
-    next_best, best = larger(larger(n0, n2), smaller(b0, b2)), larger(b0, b2)
+    return _margin(b, larger(b0, b2), larger(larger(n0, n2), smaller(b0, b2)))
+
+
+@device
+def _margin(b: Block, best: Any, next_best: Any) -> Any:
+    """`margin`, from the best two entries of each lane."""
     if b.wide:
         top = across_max(best)
         # Of the lanes that hold the largest entry, all but one keep it for the second place.

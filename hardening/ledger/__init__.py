@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import Account, Budget, Cost, Shortfall, Window
@@ -18,7 +19,21 @@ from hardening.ledger.rules import LedgerRules
 from hardening.ledger.store import Store
 from hardening.types import Clock, Sink
 
-__all__ = ["Account", "Budget", "Cost", "Ledger", "LedgerRules", "Shortfall", "Window", "open_ledger", "open_store"]
+if TYPE_CHECKING:
+    from hardening.ledger.redis import RedisStore
+
+__all__ = [
+    "Account",
+    "Budget",
+    "Cost",
+    "Ledger",
+    "LedgerRules",
+    "Shortfall",
+    "Window",
+    "check_store",
+    "open_ledger",
+    "open_store",
+]
 
 
 def open_store(rules: LedgerRules, *, root: Path = Path(), password: str | None = None) -> Store:
@@ -36,15 +51,45 @@ def open_store(rules: LedgerRules, *, root: Path = Path(), password: str | None 
         from hardening.ledger.sqlite import SqliteStore
 
         return SqliteStore(root / address, timeout=rules.timeout)
-    from hardening.ledger.redis import RedisStore
-
-    store = RedisStore(address, password=password, durability=rules.durability, timeout=rules.timeout)
+    store = _redis(rules, password)
     try:
         store.connect()
     except LedgerError as problem:
         if problem.cause == "not-durable":
-            raise ConfigError("ledger.durability", f"{problem}; repair that, or write 'best-effort'") from None
+            raise _refusal(problem) from None
     return store
+
+
+def check_store(rules: LedgerRules, *, root: Path = Path(), password: str | None = None, connect: bool = False) -> None:
+    """Raise ConfigError where `open_store` would, without making a file; a server is asked only to `connect`.
+
+    Then one that does not answer is an error too.
+    """
+    if rules.place.backend == "sqlite":
+        from hardening.ledger.sqlite import check_file
+
+        check_file(root / rules.place.address)
+    if rules.place.backend == "redis":
+        store = _redis(rules, password)
+        try:
+            if connect:
+                store.connect()
+        except LedgerError as problem:
+            raise _refusal(problem) from None
+        finally:
+            store.close()
+
+
+def _redis(rules: LedgerRules, password: str | None) -> RedisStore:
+    from hardening.ledger.redis import RedisStore
+
+    return RedisStore(rules.place.address, password=password, durability=rules.durability, timeout=rules.timeout)
+
+
+def _refusal(problem: LedgerError) -> ConfigError:
+    if problem.cause == "not-durable":
+        return ConfigError("ledger.durability", f"{problem}; repair that, or write 'best-effort'")
+    return ConfigError("ledger.url", str(problem))
 
 
 def open_ledger(

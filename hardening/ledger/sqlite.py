@@ -175,13 +175,8 @@ class SqliteStore:
 
     def _set_up(self, sql: sqlite3.Connection) -> None:
         sql.execute("PRAGMA synchronous = FULL")
-        # In one statement, for somebody else may be making the file at this moment.
-        version, tables = sql.execute(
-            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
-        ).fetchone()
+        version = _version(sql, self._path)
         if version != VERSION:
-            if version or tables:
-                raise ConfigError("ledger.url", f"{str(self._path)!r} is not a ledger of version {VERSION}")
             os.chmod(self._path, 0o600)  # by name: to close a descriptor of our own would drop SQLite's locks
         if sql.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise ConfigError("ledger.url", f"{str(self._path)!r}: its file system has no write-ahead log for SQLite")
@@ -201,6 +196,34 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()  # rolls back
             self._connection = None
+
+
+def check_file(path: Path) -> None:
+    """Raise ConfigError where `SqliteStore` would, as far as can be told without making or changing a file."""
+    folder = path.parent
+    if not os.access(folder, os.W_OK | os.X_OK):  # the log stands beside the file
+        reason = "is not writable" if folder.is_dir() else "does not exist"
+        raise ConfigError("ledger.url", f"cannot open {str(path)!r}: the folder {str(folder)!r} {reason}")
+    if not path.exists():
+        return
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise ConfigError("ledger.url", f"cannot open {str(path)!r}: it must be readable and writable")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as sql:
+            _version(sql, path)
+    except sqlite3.Error as problem:
+        raise ConfigError("ledger.url", f"cannot open {str(path)!r}: {problem}") from None
+
+
+def _version(sql: sqlite3.Connection, path: Path) -> int:
+    """The version of a ledger's tables, 0 for an empty file. Raises ConfigError for anything else."""
+    # In one statement, for somebody else may be making the file at this moment.
+    version, tables = sql.execute(
+        "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+    ).fetchone()
+    if version != VERSION and (version or tables):
+        raise ConfigError("ledger.url", f"{str(path)!r} is not a ledger of version {VERSION}")
+    return int(version)
 
 
 def _last(sql: sqlite3.Connection, replica: str) -> tuple[int, bool]:

@@ -37,6 +37,7 @@ class Op(NamedTuple):
         law: set on noise, in place of `data`: the table and two parameters follow from it.
         scratch: float64 numbers it works with for each class; the program has as much as the most that any needs.
         coverage: whether it goes by what the client has seen so far.
+        sparse: whether it takes a row of which few entries are left (`kernels.layout.Job.FEW`).
     """
 
     call: str
@@ -47,6 +48,7 @@ class Op(NamedTuple):
     law: Law | None = None
     scratch: int = 0
     coverage: bool = False
+    sparse: bool = False
 
 
 class State(NamedTuple):

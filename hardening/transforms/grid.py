@@ -111,7 +111,8 @@ class Round(Transform):
         return replace(before, bits=min(before.bits, bits), keeps_top1=False)
 
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
-        return (Op("grid.types" if space.kind == "simplex" else "grid.grid", (float(self.units),)),)
+        simplex = space.kind == "simplex"
+        return (Op("grid.types" if simplex else "grid.grid", (float(self.units),), sparse=simplex),)
 
     def reference(self, state: State, space: OutputSpace, draws: Draws) -> State:
         if space.kind == "simplex":
@@ -162,7 +163,7 @@ class Types(Transform):
     def lower(self, space: OutputSpace) -> tuple[Op, ...]:
         if space.kind in BOUNDED:
             return (Op("grid.even", (space.low, space.high, self._step(space))),)
-        return (Op("grid.types", (float(self.n),)),)
+        return (Op("grid.types", (float(self.n),), sparse=True),)
 
     def _step(self, space: OutputSpace) -> float:
         return (space.high - space.low) / self.n

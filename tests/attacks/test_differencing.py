@@ -17,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hardening
-from hardening.config import KeySource, Output, Policy
-from hardening.noise import Key
+from hardening.config import Output, Policy
 from hardening.transforms import Canary, Clip, Gaussian, LabelOnly, Laplace, Noise, Transform
+from tests.keys import fixed_key
 
 SIGMA, TRIALS, REPEATS = 0.2, 400, 256
 Scores = NDArray[np.float64]
@@ -61,12 +61,8 @@ class Ours:
     """A Guard with this noise as an oracle. The key is always the same, so that what is tested here never changes."""
 
     def __init__(self, root: Path, *transforms: Transform, space: Any = "scalar") -> None:
-        key = root / "k.key"
-        if not key.exists():
-            key.touch(0o600)
-            key.write_text(Key(1, "chacha20", bytes(range(32))).format())
         output = Output(space=space, tiers={"normal": transforms}, dense=space == "logits")
-        self.guard = hardening.Guard(Policy({"p": output}, key=KeySource("file:k.key"), root=root), "m")
+        self.guard = hardening.Guard(Policy({"p": output}, key=fixed_key(root), root=root), "m")
 
     def __call__(self, x: Scores, client: str = "a") -> Scores:
         flat = np.ravel(x)

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.transforms import Clip, Gaussian, Round, TopK
-from tests.onnx.graphs import fix_key
+from tests.keys import fixed_key
 
 V, H, SEEDS = 1000, 64, range(5)
 #: What stands for a logit that was not released: one below the low end of the clip.
@@ -46,8 +46,7 @@ def logits(rows: int, seed: int) -> tuple[Rows, Rows]:
 
 def released(steps: tuple[Any, ...], x: Rows, scores: Rows, root: Path, dense: bool = False) -> Rows:
     rules = Output("logits", {"normal": steps}, dense=dense)
-    fix_key(root)
-    with hardening.Guard(Policy({"z": rules}, KeySource("file:hardening.key"), root=root), "m") as guard:
+    with hardening.Guard(Policy({"z": rules}, fixed_key(root), root=root), "m") as guard:
         return np.asarray(guard.harden({"z": scores}, client="a thief", inputs={"x": x})["z"], np.float64)
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from hardening.audit.extraction import Query, Training, one_hot, train
 from hardening.audit.membership import Membership, Records, infer
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.transforms import DynaNoise, LabelOnly, MemGuard, ReverseSigmoid, Types
 from tests.attacks.models import asking, exported
+from tests.keys import fixed_key
 
 BUDGETS = (0.1, 0.3, 0.5, 0.7, 1.0)
 TIERS: dict[str, tuple[Any, ...]] = {
@@ -61,7 +62,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
     queries = {"undefended": asking(bare)}
     root = tmp_path_factory.mktemp("policies")
     for tier, steps in TIERS.items():
-        policy = Policy({"p": Output("simplex", {tier: steps})}, KeySource("file:k.key", create=True), root=root)
+        policy = Policy({"p": Output("simplex", {tier: steps})}, fixed_key(root), root=root)
         queries[tier] = asking(hardening_onnx.wrap(bare, policy), client="a snoop")
     return Victim(queries, members, others)
 

@@ -21,6 +21,8 @@ from tests.clients import crowd
 
 ALPHA = 1e-3
 Search = Callable[[np.random.Generator, np.ndarray, int], Iterator[np.ndarray]]
+#: What a search goes by, of a row and its label: how far the label is ahead.
+Loss = Callable[[np.ndarray, int], float]
 
 
 def loss(x: np.ndarray, label: int) -> float:
@@ -28,7 +30,9 @@ def loss(x: np.ndarray, label: int) -> float:
     return float(np.log(p[label] + 1e-12) - np.log(np.delete(p, label).max() + 1e-12))
 
 
-def square(rng: np.random.Generator, x: np.ndarray, label: int, size: float = 0.3) -> Iterator[np.ndarray]:
+def square(
+    rng: np.random.Generator, x: np.ndarray, label: int, size: float = 0.3, loss: Loss = loss
+) -> Iterator[np.ndarray]:
     """Stripes first, then squares of the largest change, kept when they help."""
     best = np.clip(x + size * np.repeat(rng.choice([-1.0, 1.0], 8)[None], 8, 0).ravel(), 0, 1)
     yield best
@@ -44,7 +48,9 @@ def square(rng: np.random.Generator, x: np.ndarray, label: int, size: float = 0.
             best, least = new, now
 
 
-def nes(rng: np.random.Generator, x: np.ndarray, label: int, sigma: float = 0.01) -> Iterator[np.ndarray]:
+def nes(
+    rng: np.random.Generator, x: np.ndarray, label: int, sigma: float = 0.01, loss: Loss = loss
+) -> Iterator[np.ndarray]:
     """Gradients from fifty antithetic draws, steps along their sign."""
     now = x.copy()
     while True:

@@ -22,9 +22,11 @@ import hardening
 from hardening.audit.attribution import Canaries, attribute, canaries_of, chance_of_hits
 from hardening.audit.extraction import Training, one_hot, train
 from hardening.cli import main
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Detect, KeySource, Near, Output, Policy
 from hardening.noise import Key
+from hardening.policy import Response, Step
 from hardening.transforms import Canary, Clip, Gaussian, KRandomisedResponse, LabelOnly, Project, Transform, Types
+from tests.keys import fixed_key
 
 TIERS: dict[str, tuple[Transform, ...]] = {
     "labels": (Canary(rate=0.02), LabelOnly()),
@@ -43,12 +45,8 @@ class World:
         made = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(self.x[::2], self.y[::2])
         self.scores = made.predict_proba(self.asked)
         self.own = self.scores.argmax(axis=1)
-        file = root / "hardening.key"
-        if not file.exists():
-            file.write_text(Key(1, "chacha20", bytes(range(32))).format())
-            file.chmod(0o600)
         rules = Output("simplex", {"normal": TIERS[tier]})
-        self.policy = Policy({"p": rules}, key=KeySource("file:hardening.key"), root=root)
+        self.policy = Policy({"p": rules}, key=fixed_key(root), root=root)
 
     def answers(self, client: str) -> NDArray[np.float64]:
         with hardening.Guard(self.policy, "digest") as guard:
@@ -137,6 +135,21 @@ def test_the_right_key_model_and_client_are_needed(world: World, tmp_path: Path)
     for known in tries:
         assert attribute({"alice": known}, {"alice": labels})[0].p_value > 0.05
     assert attribute({"alice": world.canaries("alice")}, {"alice": labels})[0].p_value < 1e-9
+
+
+def test_what_else_a_policy_says_does_not_matter(world: World) -> None:
+    """It looks for near duplicates, keeps a log, and lets other tiers answer; nobody asks anything here."""
+    known = world.canaries("alice")
+    outputs = {
+        "p": replace(world.policy.outputs["p"], tiers={"normal": TIERS["labels"], "strict": (LabelOnly(),)}),
+        "q": Output("simplex", {"normal": (LabelOnly(),), "strict": (LabelOnly(),)}),
+    }
+    detect = Detect(log="log", output="q", near=Near("x", 1.0))
+    rules = Response((Step(1.0, tier="strict"),))
+    world.policy = replace(world.policy, outputs=outputs, detect=detect, respond=rules)
+    again = world.canaries("alice")
+    for name in ("question", "changed", "label"):
+        assert np.array_equal(getattr(known, name), getattr(again, name))
 
 
 def test_canaries_alone_are_enough(world: World) -> None:

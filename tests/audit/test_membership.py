@@ -16,7 +16,7 @@ from hardening.audit.membership import STATISTICS, Records, gap, infer, roc, rul
 SOME = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SOME, SOME)
 def test_area_is_the_share_of_pairs_in_order(members: list[float], others: list[float]) -> None:
     pairs = [1.0 if m > o else 0.5 if m == o else 0.0 for m, o in itertools.product(members, others)]

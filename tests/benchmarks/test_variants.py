@@ -11,6 +11,7 @@ import hardening
 from benchmarks import bench_perturb, linear, variants
 from benchmarks.models import MODELS
 from hardening.transforms import Grad2, Mld
+from tests.keys import fixed_key
 
 
 def scores(rows: int, classes: int) -> np.ndarray:
@@ -27,6 +28,7 @@ def test_the_plain_numpy_chain_equals_the_policy(shape: tuple[int, int], tmp_pat
 
 
 def test_the_full_numpy_chain_keeps_what_the_policy_keeps_and_is_keyed(tmp_path: Path) -> None:
+    fixed_key(tmp_path, "bench.key")
     p, x = scores(500, 10), np.random.default_rng(1).standard_normal((500, 64)).astype("f4")
     with hardening.Guard(variants.load(tmp_path, "full", "p")) as guard:
         ours = guard.harden({"p": p}, client="bench", inputs={"x": x})["p"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ class World:
         program = Program(Pipeline("simplex", (Types(n=100),)), p.shape[1], None, "p", "model")
         task = Task(program, p, len(p), np.zeros((1, 3), "u4"))
         assert task.run() == 0
-        keys = np.array([hash(row.tobytes()) & 0xFFFFFFFF or 1 for row in np.asarray(x, np.float32)], np.uint32)
+        keys = np.array([zlib.crc32(row.tobytes()) or 1 for row in np.asarray(x, np.float32)], np.uint32)
         return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

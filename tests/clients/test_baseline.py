@@ -67,8 +67,10 @@ def test_held_out_clients_that_are_other_people_are_found_outside() -> None:
 
 def test_too_small_a_log() -> None:
     few = {f"c{i}": log for i, log in enumerate(list(crowd.digits().logs(120, 200, 11).values())[:30])}
-    with pytest.raises(ConfigError, match="log: has 30 clients with at least 32 different questions"):
+    with pytest.raises(ConfigError, match="log: has 30 clients with at least 32 different questions, of 30 in all"):
         calibrate(few)
+    with pytest.raises(ConfigError, match="has 0 clients with at least 32 different questions, of 30 in all"):
+        calibrate(crowd.digits().logs(30, 20, 11))
 
 
 def lines(clients: int, rows: int) -> list[str]:
@@ -133,7 +135,7 @@ def test_the_command(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert facts["clients"] == baseline.clients
     assert facts["held_out"]["outside_interval"] == list(baseline.held_out.share_outside())
     assert facts["levels"]["0.5"] == pytest.approx(1e-2)
-    assert baseline.output == "p"
+    assert (baseline.output, baseline.classes) == ("p", 10)
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "entropy high for its label" in text
@@ -168,6 +170,13 @@ def test_mistakes(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "short").write_text(json.dumps(GOOD))
     assert main(["calibrate", "--benign", str(tmp_path / "short")]) == 2
     assert "has 0 clients with at least 32 different questions" in capsys.readouterr().err
+    (tmp_path / "cut").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:-9])
+    assert main(["calibrate", "--benign", str(tmp_path / "cut")]) == 2
+    assert f"--benign: {tmp_path / 'cut'}, line 2: must be a JSON object with client, " in capsys.readouterr().err
+    assert main(["calibrate", "--benign", str(log), "--classes", "5", "--output", "p"]) == 2
+    assert "--classes: 5, but the log has the label 9" in capsys.readouterr().err
+    assert main(["calibrate", "--benign", str(log), "-o", str(tmp_path / "out")]) == 0
+    assert "no guard takes a baseline of no output" in capsys.readouterr().err
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     assert main(["calibrate", "--benign", str(tmp_path / "bytes")]) == 2
     assert "it is not text in UTF-8" in capsys.readouterr().err

@@ -52,7 +52,7 @@ ROWS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(ROWS, max_size=80), st.sampled_from([0.01, 0.2, 0.6]))
 def test_the_kernel_does_what_the_reference_says(asked: list[Any], mean: float) -> None:
     baseline = flat(mean, HIGH=0.05)

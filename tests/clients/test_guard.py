@@ -13,6 +13,7 @@ from hardening.config import parse_policy
 from hardening.errors import ConfigError
 from hardening.testing import RecordingSink
 from tests.clients import crowd
+from tests.keys import fixed_key
 
 POLICY = """schema = 1
 [key]
@@ -33,6 +34,7 @@ suspicion = [ {at = 1.0, tier = "label"} ]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    fixed_key(tmp_path)
     (tmp_path / "baseline.json").write_text(crowd.digits().baseline.to_json())
     return tmp_path
 

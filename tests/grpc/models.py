@@ -14,6 +14,8 @@ from hardening_grpc.tensors import DTYPES, encode_output
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
+from tests.keys import fixed_key
+
 #: Every datatype of the protocol that a model may have, by ONNX's.
 TYPES = {
     "BOOL": T.BOOL,
@@ -109,7 +111,8 @@ tiers.normal = [ {kind = "types", n = 20} ]
 
 
 def write(folder: Path, model: bytes, policy: str) -> tuple[Path, Path]:
-    """model.onnx and policy.toml in `folder`."""
+    """model.onnx and policy.toml in `folder`, with the key of `tests.keys`."""
+    fixed_key(folder)
     (folder / "model.onnx").write_bytes(model)
     (folder / "policy.toml").write_text(policy)
     return folder / "model.onnx", folder / "policy.toml"

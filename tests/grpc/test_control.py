@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import socket
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardening_grpc.commands.clients import table
+from hardening_grpc.commands.clients import Accounts
 from hardening_grpc.control import Control, accounts, ask_clients
 from rich.console import Console
 
@@ -138,28 +139,56 @@ def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "clients: 3, queries: 1,210" in capsys.readouterr().out
 
 
+def shown(standings: dict[str, Standing], width: int) -> str:
+    out = io.StringIO()
+    Console(width=width, file=out).print(Accounts(accounts(standings)))
+    return out.getvalue()
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table(width: int) -> None:
-    out = io.StringIO()
-    Console(width=width, file=out).print(table(accounts(STANDINGS)))
-    rows = [line.split() for line in out.getvalue().splitlines()]
-    assert ["alice", "1,200", "40", "1.250", "0.500", "0", "12.5%", "normal"] in rows
-    assert ["[bold]bob", "7", "unbounded", "0.000", "0.000", "12", "0.0%", "label"] in rows
-    assert "posterior" in out.getvalue()
+    text = shown(STANDINGS, width)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["alice", "1,200", "40", "normal", "1.250", "0.500", "0", "12.5%"] in rows
+    assert ["[bold]bob", "7", "unbounded", "label", "0.000", "0.000", "12", "0.0%"] in rows
+    assert "posterior" in text
+
+
+KNOWN = {
+    "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, tier="normal"),
+    "bob": Standing(queries=1, bits=20.0, spent=0.999, suspicion=1.25, tier="deny"),
+    "c" * 64: Standing(spent=1.0, suspicion=math.inf, tier="deny"),
+}
 
 
 def test_columns_that_say_something_are_shown() -> None:
-    known = {
-        "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, tier="normal"),
-        "bob": Standing(queries=1, bits=20.0, spent=1.0, tier="deny"),
-    }
-    out = io.StringIO()
-    Console(width=120, file=out).print(table(accounts(known)))
-    bob, alice = [line.split() for line in out.getvalue().splitlines() if line.split()[:1] in (["alice"], ["bob"])]
-    assert alice == ["alice", "2", "10", "0.25", "████░░░░░░", "42%", "0.000", "0.000", "0", "0.0%", "0.50", "normal"]
-    assert bob == ["bob", "1", "20", "0", "██████████", "100%", "0.000", "0.000", "0", "0.0%", "0.00", "deny"]
+    text = shown(KNOWN, 140)
+    bob, alice = [line.split() for line in text.splitlines() if line.split()[:1] in (["alice"], ["bob"])]
+    known = ["alice", "2", "10", "0.25", "████░░░░░░", "42%", "normal", "0.50", "0.000", "0.000", "0", "0.0%"]
+    assert alice == known
+    # Not all of a budget is spent before all of it is.
+    assert bob == ["bob", "1", "20", "0", "██████████", "99%", "deny", "1.25", "0.000", "0.000", "0", "0.0%"]
+    assert "clients: 3, queries: 3, suspected: 2" in text
+    assert "unbounded" in text
+    assert text.count("c" * 16) == 3  # a long name goes on in the next line
     for heading in ("rho", "budget spent", "suspicion"):
-        assert heading in out.getvalue()
+        assert heading in text
+
+
+@pytest.mark.parametrize("width", [70, 80, 90, 100, 110])
+def test_what_does_not_fit_is_left_out_as_a_whole(width: int) -> None:
+    text = shown({name: known for name, known in KNOWN.items() if len(name) < 10}, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    (bob,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["bob"]]
+    assert bob[:8] == ["bob", "1", "20", "0", "██████████", "99%", "deny", "1.25"]
+    assert ("0.0%" in bob) == (width >= 110)
+
+
+def test_nobody_has_asked_yet() -> None:
+    text = shown({}, 80)
+    assert "clients: 0, queries: 0" in text
+    assert "suspicion" not in text
 
 
 def test_a_table_that_is_full(path: Path, tmp_path: Path) -> None:
@@ -180,9 +209,11 @@ def test_a_table_that_is_full(path: Path, tmp_path: Path) -> None:
 
 def test_books_that_cannot_be_had_are_told_of() -> None:
     out = io.StringIO()
-    Console(width=120, file=out).print(table(accounts({"alice": Standing(queries=2, bits=10.0, stale=True)})))
+    Console(width=120, file=out).print(Accounts(accounts({"alice": Standing(queries=2, bits=10.0, stale=True)})))
     assert "The books cannot be had: what follows is what the server counted itself" in " ".join(out.getvalue().split())
-    assert "books" not in str(table(accounts(STANDINGS)).title)
+    out = io.StringIO()
+    Console(width=120, file=out).print(Accounts(accounts(STANDINGS)))
+    assert "books" not in out.getvalue()
 
 
 def test_watching_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,7 +200,7 @@ def integers(tmp_path_factory: pytest.TempPathFactory) -> Service:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_changed_requests_are_answered_or_called_malformed(data: st.DataObject, integers: Service) -> None:
     whole = bytearray(request({"x": np.arange(6).reshape(3, 2)}, ["y"], id="q").encode())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hardening_grpc.codec import Contents, InferRequest, Tensor
 from hardening_grpc.tensors import _CONTENTS, DTYPES, MAX_STRINGS, Declared, declared, decode_inputs, encode_output
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -26,7 +26,6 @@ def decode(tensor: Tensor, raw: list[bytes] | None = None, want: tuple[int, ...]
 
 @pytest.mark.parametrize("datatype", sorted(DTYPES))
 @given(data=st.data())
-@settings(deadline=None)
 def test_numbers_raw_and_typed(datatype: str, data: st.DataObject) -> None:
     value = data.draw(npst.arrays(DTYPES[datatype], st.tuples(st.integers(0, 3), st.just(2))))
     tensor, raw = encode_output("x", value)
@@ -43,7 +42,6 @@ def test_numbers_raw_and_typed(datatype: str, data: st.DataObject) -> None:
 
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), max_size=4))
-@settings(deadline=None)
 def test_strings_raw_and_typed(rows: list[tuple[str, str]]) -> None:
     value = np.array(rows, object).reshape(len(rows), 2)
     tensor, raw = encode_output("x", value)

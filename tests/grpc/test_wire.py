@@ -180,7 +180,7 @@ KINDS = st.sampled_from(list(NAMES))
 
 
 @given(KINDS.flatmap(messages))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_ways(ours: Message) -> None:
     theirs = ORACLE[NAMES[type(ours)]]()
     theirs.ParseFromString(ours.encode())
@@ -204,7 +204,7 @@ def agree(kind: type[Message], data: bytes) -> None:
 
 
 @given(KINDS.flatmap(messages), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cut_and_changed_messages(message: Message, data: st.DataObject) -> None:
     whole = message.encode()
     assume(whole)
@@ -216,7 +216,7 @@ def test_cut_and_changed_messages(message: Message, data: st.DataObject) -> None
 
 
 @given(KINDS, st.lists(st.one_of(KINDS.flatmap(messages).map(lambda m: m.encode()), st.binary(max_size=20))))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(codec.InferRequest, [b"\x00\x00"])
 @example(codec.Flag, [b"\x88\x80\x80\x80\x00\x01"])
 @example(codec.Flag, [b"\x08" + b"\xff" * 9 + b"\x7f"])
@@ -281,7 +281,7 @@ def test_negative_zero_is_kept_and_zero_is_not_sent() -> None:
 
 
 @given(st.integers(1, 5), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_packed_numbers_of_any_length(number: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=40))
     tail = data.draw(st.sampled_from([b"", b"\x80", b"\xff" * 10 + b"\x01", b"\xff" * 9 + b"\x7f"]))

@@ -10,7 +10,7 @@ from hardening.ledger.redis import RedisStore
 from hardening.ledger.sqlite import SqliteStore
 from hardening.ledger.store import Store
 from hardening.testing import FakeClock
-from tests.ledger.server import DURABLE, Server
+from tests.ledger.server import DURABLE, PATIENCE, Server
 
 #: A day in the life of the clocks of these tests.
 NOW = 1_750_000_000.0
@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Shared by all tests, which use accounts of their own; durable."""
     server = Server(tmp_path_factory.mktemp("valkey"), *DURABLE)
     yield server
-    server.kill()
+    server.close()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
-        server.kill()
+        server.close()
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> I
     if request.param == "memory":
         made = MemoryStore(clock)
     elif request.param == "sqlite":
-        made = SqliteStore(tmp_path / "ledger.db", clock=clock)
+        made = SqliteStore(tmp_path / "ledger.db", clock=clock, timeout=PATIENCE)
     else:
-        redis = RedisStore(request.getfixturevalue("server").url, clock=clock)
+        redis = RedisStore(request.getfixturevalue("server").url, clock=clock, timeout=PATIENCE)
         redis._with(lambda: redis._call("FLUSHDB"))
         made = redis
     yield made

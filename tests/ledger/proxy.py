@@ -7,6 +7,12 @@ import socket
 import threading
 
 
+def _end(each: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
+
+
 class Proxy:
     """`hold` keeps what arrives, in both directions, on connections old and new; `release` passes it on."""
 
@@ -18,8 +24,9 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        self._passing: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def hold(self) -> None:
         self._open.clear()
@@ -29,11 +36,11 @@ class Proxy:
 
     def close(self) -> None:
         self._open.set()
-        for each in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        for thread in self._threads:
+        _end(self._listener)
+        self._accepting.join()  # from here on there are no more sockets
+        for each in self._sockets:
+            _end(each)
+        for thread in self._passing:
             thread.join()
 
     def _accept(self) -> None:
@@ -46,7 +53,7 @@ class Proxy:
             self._sockets += client, server
             for pair in ((client, server), (server, client)):
                 thread = threading.Thread(target=self._pass, args=pair, daemon=True)
-                self._threads.append(thread)
+                self._passing.append(thread)
                 thread.start()
 
     def _pass(self, source: socket.socket, target: socket.socket) -> None:

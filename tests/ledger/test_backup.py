@@ -17,7 +17,7 @@ from hardening.ledger.books import Ask
 from hardening.ledger.redis import RedisStore
 from hardening.ledger.sqlite import SqliteStore
 from hardening.ledger.store import Store
-from tests.ledger.server import DURABLE, FORGETFUL, Server
+from tests.ledger.server import DURABLE, FORGETFUL, PATIENCE, Server
 
 KEY, SPENT = "credential:alice", 500
 Launch = Callable[..., Server]
@@ -34,7 +34,7 @@ def spent(store: Store) -> int:
 
 
 def call(server: Server, *command: Any) -> Any:
-    store = RedisStore(server.url, durability="best-effort", timeout=5.0)
+    store = RedisStore(server.url, durability="best-effort", timeout=PATIENCE)
     try:
         return store._with(lambda: store._call(*command))
     finally:
@@ -51,7 +51,7 @@ def written(folder: Path) -> Server:
     """A server over `folder` with something in its books."""
     folder.mkdir()
     server = Server(folder, *DURABLE)
-    store = open_store(LedgerRules(server.url))
+    store = open_store(LedgerRules(server.url, timeout=PATIENCE))
     spend(store)
     store.close()
     return server
@@ -60,11 +60,11 @@ def written(folder: Path) -> Server:
 def check(server: Server) -> None:
     """The books are there, and the server keeps what it acknowledges; after another restart as well."""
     for _ in range(2):
-        store = open_store(LedgerRules(server.url))
+        store = open_store(LedgerRules(server.url, timeout=PATIENCE))
         assert spent(store) == SPENT
         store.close()
         server.restart()
-    server.kill()
+    server.close()
 
 
 def test_the_append_only_folder(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_append_only_folder(tmp_path: Path) -> None:
     wait(server, "aof_rewrite_in_progress:0")
     (tmp_path / "second").mkdir()
     shutil.copytree(tmp_path / "first" / "appendonlydir", tmp_path / "second" / "appendonlydir")
-    server.kill()
+    server.close()
     check(Server(tmp_path / "second", *DURABLE))
 
 
@@ -82,7 +82,7 @@ def snapshot(folder: Path) -> Path:
     server = written(folder)
     call(server, "BGSAVE")
     wait(server, "rdb_bgsave_in_progress:0")
-    server.kill()
+    server.close()
     return folder / "dump.rdb"
 
 
@@ -92,7 +92,7 @@ def test_a_snapshot_is_loaded_without_the_log_which_is_then_switched_on(tmp_path
     shutil.copy(dump, tmp_path / "second")
     server = Server(tmp_path / "second", *FORGETFUL)
     with pytest.raises(ConfigError, match="appendonly is no"):  # nobody is served from it yet
-        open_store(LedgerRules(server.url))
+        open_store(LedgerRules(server.url, timeout=PATIENCE))
     call(server, "CONFIG", "SET", "appendonly", "yes")
     wait(server, "aof_rewrite_scheduled:0")
     wait(server, "aof_rewrite_in_progress:0")
@@ -109,10 +109,10 @@ def test_a_snapshot_is_not_looked_at_by_a_server_that_has_a_log(tmp_path: Path) 
     (tmp_path / "second").mkdir()
     shutil.copy(dump, tmp_path / "second")
     server = Server(tmp_path / "second", *DURABLE)
-    store = open_store(LedgerRules(server.url))
+    store = open_store(LedgerRules(server.url, timeout=PATIENCE))
     assert spent(store) == 0
     store.close()
-    server.kill()
+    server.close()
 
 
 def test_sqlite(tmp_path: Path) -> None:

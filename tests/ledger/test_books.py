@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardening.ledger.amounts import MOST, Bound
@@ -13,7 +13,7 @@ from hardening.ledger.books import LAPSE, SHARE, Ask, Entry, settle
 from hardening.ledger.lease import Lease
 from hardening.ledger.redis import ACCOUNT, REPLICA, ROLL, RedisStore
 from hardening.ledger.script import LEASE
-from tests.ledger.server import Server
+from tests.ledger.server import PATIENCE, Server
 
 NOW = 1_750_000_000_000
 SMALL = st.integers(0, 200)
@@ -136,7 +136,7 @@ WHAT = st.sampled_from(["some", "some", "all", "return"])
 STEPS = st.lists(st.tuples(st.integers(0, 2), WHAT, st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([1, 5, 63, 64, 640, 6400]), STEPS)
 def test_no_stretch_of_time_sees_more_than_the_bucket_lets_through(
     most: int, steps: list[tuple[int, str, int, int]]
@@ -303,12 +303,12 @@ def test_rows_on_lease_lapse_after_a_share_of_the_window() -> None:
 
 @pytest.fixture(scope="module")
 def redis(server: Server) -> RedisStore:
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, timeout=PATIENCE)
     store.connect()
     return store
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(st.data())
 def test_the_script_settles_as_python_does(redis: RedisStore, data: st.DataObject) -> None:
     amounts = data.draw(st.sampled_from([SMALL, LARGE]))

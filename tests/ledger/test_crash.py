@@ -19,7 +19,7 @@ from hardening.ledger.books import SHARE
 from hardening.ledger.lease import FIRST
 from hardening.ledger.redis import RedisStore
 from hardening.ledger.store import Balance
-from tests.ledger.server import DURABLE, Server
+from tests.ledger.server import DURABLE, PATIENCE, Server
 from tests.ledger.victim import LADDER
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,7 +31,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/books.db"
     server: Server = request.getfixturevalue("server")
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, timeout=PATIENCE)
     store._with(lambda: store._call("FLUSHDB"))
     store.close()
     return server.url
@@ -106,7 +106,7 @@ def test_any_number_of_processes(url: str, tmp_path: Path, processes: int) -> No
 def kill_server(server: Server, kills: int) -> None:
     """The server dies at random points while a client spends; what it had acknowledged is there when it is back."""
     rng = random.Random(kills)
-    books = Ledger(RedisStore(server.url), {"credential": Budget(bits=4e9)})
+    books = Ledger(RedisStore(server.url, timeout=PATIENCE), {"credential": Budget(bits=4e9)})
     accounts = [Account("credential", f"client {i}") for i in range(kills)]
     spent, refused = [0] * kills, 0
     current, progress, stop = 0, threading.Semaphore(0), threading.Event()
@@ -126,7 +126,7 @@ def kill_server(server: Server, kills: int) -> None:
         thread.start()
         for current in range(kills):
             for _ in range(rng.randrange(1, 20)):
-                assert progress.acquire(timeout=30)
+                assert progress.acquire(timeout=PATIENCE)
             before = spent[current]
             server.restart()
             assert booked(server, accounts[current]) >= before
@@ -140,7 +140,7 @@ def kill_server(server: Server, kills: int) -> None:
 
 
 def booked(server: Server, account: Account) -> int:
-    reader = RedisStore(server.url)
+    reader = RedisStore(server.url, timeout=PATIENCE)
     try:
         return reader.read(account.key).get("bits", Balance(0, 0)).total
     finally:

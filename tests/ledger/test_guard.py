@@ -23,7 +23,8 @@ from hardening.testing import RecordingSink
 from hardening.transforms import LabelOnly, Types
 from hardening.types import Identity
 from tests.ledger.proxy import Proxy
-from tests.ledger.server import DURABLE, FORGETFUL, Server
+from tests.ledger.server import DURABLE, FORGETFUL, PATIENCE, Server
+from tests.ledger.test_redis import wait_for_answers
 
 TIERS = {"normal": (Types(n=100),), "label": (LabelOnly(),)}
 NORMAL, LABEL = math.log2(176851), 2.0
@@ -32,7 +33,9 @@ P = np.random.default_rng(0).dirichlet(np.ones(4), 4).astype("f4")
 
 def policy(url: str, root: Path, bits: float = 2000.0, on_exhausted: str = "deny", **rules: str) -> Policy:
     budgets = {"credential": Budget(bits=bits, on_exhausted=on_exhausted), "model": Budget(bits=1e9)}
-    return Policy({"p": Output("simplex", TIERS)}, budgets=budgets, ledger=LedgerRules(url, **rules), root=root)  # type: ignore[arg-type]
+    return Policy(
+        {"p": Output("simplex", TIERS)}, budgets=budgets, ledger=LedgerRules(url, timeout=PATIENCE, **rules), root=root
+    )  # type: ignore[arg-type]
 
 
 def exhaust(guard: hardening.Guard, client: str, seed: int = 0) -> tuple[int, int]:
@@ -128,7 +131,7 @@ def test_standings_take_one_look_into_the_books(url: str, tmp_path: Path, reques
 def test_standings_while_the_books_cannot_be_had(tmp_path: Path, server: Server) -> None:
     """The first look finds out, in one timeout; the next do not wait at all. Both say so."""
     proxy = Proxy(server.port)
-    rules = policy(proxy.url, tmp_path, timeout=0.3)  # type: ignore[arg-type]
+    rules = policy(proxy.url, tmp_path)
     try:
         with hardening.Guard(rules, sink=RecordingSink()) as guard:
             for i in range(200):
@@ -144,6 +147,7 @@ def test_standings_while_the_books_cannot_be_had(tmp_path: Path, server: Server)
 
             store.read_all = look  # type: ignore[method-assign]
             proxy.hold()
+            wait_for_answers(store, 0.2)  # type: ignore[arg-type]
             standings = guard.clients()
             assert (len(looks), {s.stale for s in standings.values()}) == (1, {True})
             assert [s.bits for s in standings.values()] == pytest.approx([4 * NORMAL] * 200)
@@ -152,6 +156,7 @@ def test_standings_while_the_books_cannot_be_had(tmp_path: Path, server: Server)
             assert {s.stale for s in guard.clients().values()} == {True}
             assert len(looks) == 1
             proxy.release()
+            wait_for_answers(store, PATIENCE)  # type: ignore[arg-type]
     finally:
         proxy.close()
 
@@ -165,14 +170,14 @@ def test_whoever_looks_keeps_nobody_from_renewing(tmp_path: Path, server: Server
             assert guard._admission is not None
             assert guard._admission._ledger is not None
             store = guard._admission._ledger._store
-            store._reader = RedisStore(proxy.url, timeout=60.0)  # type: ignore[attr-defined]
+            store._reader = RedisStore(proxy.url, timeout=PATIENCE)  # type: ignore[attr-defined]
             proxy.hold()
             looking = pool.submit(guard.clients)
             for i in range(20):
                 assert len(guard.harden({"p": P}, client=f"new {i}")["p"]) == 4
             assert not looking.done()
             proxy.release()
-            assert not looking.result(30)["first"].stale
+            assert not looking.result(PATIENCE)["first"].stale
     finally:
         proxy.close()
 
@@ -198,7 +203,7 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path) -> None:
         with hardening.Guard(rules) as guard:
             spent = guard.standing("alice").bits
     finally:
-        server.kill()
+        server.close()
     assert spent >= (len(before) + full) * NORMAL * (1 - 1e-6)
     assert (len(before) + full) * NORMAL <= 500.0
 
@@ -213,7 +218,7 @@ def test_a_server_that_forgets_is_refused_unless_it_is_said(tmp_path: Path) -> N
             guard.harden({"p": P}, client="alice")
         assert "ledger-not-durable" in [e.kind for e in sink.events]
     finally:
-        server.kill()
+        server.close()
 
 
 def test_passwords_come_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +230,6 @@ def test_passwords_come_by_reference(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert guard.standing("alice").bits == pytest.approx(4 * NORMAL, rel=1e-6)
             assert "sesame" not in repr(vars(guard))
     finally:
-        server.kill()
+        server.close()
     with pytest.raises(ConfigError, match=r"ledger.password: the environment variable NOT_THERE"):
         hardening.Guard(policy(server.url, tmp_path, password="env:NOT_THERE"))

@@ -297,7 +297,7 @@ class Forgetful(Replicas):
 
 
 def run(machine: type[Replicas], examples: int) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
 @pytest.mark.parametrize("machine", [Replicas, Crowded, Open, CrowdedOpen, Forgetful])

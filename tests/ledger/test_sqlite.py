@@ -24,6 +24,7 @@ from hardening.ledger.books import Ask
 from hardening.ledger.sqlite import SqliteStore
 from hardening.ledger.store import FORGET
 from hardening.testing import FakeClock, RecordingSink
+from tests.ledger.server import PATIENCE
 
 ALICE, ONE = Account("credential", "alice"), Cost.of(bits=1.0)
 
@@ -80,7 +81,7 @@ def test_what_is_no_ledger_is_left_alone(file: Path) -> None:
 @pytest.mark.parametrize("attempt", range(5))
 def test_many_open_a_new_file_at_once(file: Path, attempt: int) -> None:
     with ThreadPoolExecutor(16) as pool:
-        stores = list(pool.map(lambda _: SqliteStore(file, timeout=30), range(16)))
+        stores = list(pool.map(lambda _: SqliteStore(file, timeout=PATIENCE), range(16)))
         replies = list(pool.map(lambda i: stores[i].lease(f"{i}", 1, [ask(0, 0, 5, 5)]), range(16)))
     assert {reply.granted[0] for reply in replies} == {5}
     assert stores[0].read(ALICE.key)["bits"].total == 80

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hardening.ledger import Account, Budget, Cost, LedgerRules, open_ledger, open_store
+from tests.ledger.server import PATIENCE
 
 BUDGETS = {"credential": Budget(bits=1000.0), "model": Budget(bits=4.0e9)}
 LIMIT = 1000 << 20
@@ -27,7 +28,7 @@ DEAREST = 1 << 20
 def spend(url: str, name: str, log: Path, cost: int, ready: int) -> NoReturn:
     """Spend random costs, or always `cost`, until refused; then return what is left. Never comes back."""
     rng = random.Random(os.getpid())
-    ledger = open_ledger(LedgerRules(url, timeout=30.0), BUDGETS)
+    ledger = open_ledger(LedgerRules(url, timeout=PATIENCE), BUDGETS)
     release = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(ready, b"!")
     accounts = Account("credential", name), MODEL
@@ -62,7 +63,7 @@ def released(log: Path) -> int:
 
 
 def total(url: str, account: Account) -> int:
-    store = open_store(LedgerRules(url, timeout=30.0))
+    store = open_store(LedgerRules(url, timeout=PATIENCE))
     try:
         balances = store.read(account.key)
         return balances["bits"].total if "bits" in balances else 0
@@ -126,7 +127,7 @@ def serve(url: str, log: Path, ready: int) -> NoReturn:
     """Serve clients with one to eight rows of 17 bits, until killed; one of them asks for far more than it has left,
     in ever new amounts, all of which those whom it shares its other budgets with could still be told."""
     rng = random.Random(os.getpid())
-    ledger = open_ledger(LedgerRules(url, timeout=30.0), LADDER)
+    ledger = open_ledger(LedgerRules(url, timeout=PATIENCE), LADDER)
     release = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     while True:
         client, amount = rng.randrange(CLIENTS), 17 * rng.randrange(1, 9)

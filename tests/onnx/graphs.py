@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-
-from hardening.noise import CIPHERS, SECRET_BYTES, Key
 
 Shape = Sequence[int | str]
 Outputs = dict[str, tuple[int, Shape]]
@@ -122,10 +119,3 @@ def mlp() -> onnx.ModelProto:
     ]
     outputs = {"p": floats("N", 5), "z": floats("N", 5), "label": (T.INT64, ["N"]), "odd": floats("N", 5)}
     return build(nodes, outputs, WEIGHTS)
-
-
-def fix_key(folder: Path) -> None:
-    """A key that is the same in every run, where policies look for theirs."""
-    file = folder / "hardening.key"
-    file.write_text(Key(1, CIPHERS[0], bytes(SECRET_BYTES)).format())
-    file.chmod(0o600)

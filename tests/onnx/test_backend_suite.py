@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def outcomes(which: str, home: Path) -> dict[str, Any]:
 
 
 def test_outcomes_are_identical(tmp_path: Path) -> None:
-    bare, hardened = outcomes("bare", tmp_path), outcomes("hardened", tmp_path)
+    with ThreadPoolExecutor() as pool:
+        bare, hardened = pool.map(lambda which: outcomes(which, tmp_path / which), ("bare", "hardened"))
     verdicts = Counter(verdict for verdict, _ in bare["outcomes"].values())
     assert len(bare["outcomes"]) > 3000
     assert verdicts["passed"] > 1200

@@ -13,11 +13,12 @@ import onnxruntime as ort
 import pytest
 
 import hardening
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.errors import Denied
 from hardening.ledger import Budget, Window
 from hardening.transforms import Gaussian, LabelOnly, Project, Types
 from hardening.types import Identity
+from tests.keys import fixed_key
 from tests.onnx.test_session import MODEL
 
 NOISY = (Gaussian(sigma=0.05), Project(), Types(n=100))
@@ -27,7 +28,7 @@ X = np.random.default_rng(1).normal(size=(400, 8)).astype("f4")
 
 def wrap(folder: Path, tiers: Any = None, **sections: Any) -> hardening_onnx.HardenedSession:
     output = Output("simplex", tiers or {"normal": NOISY, "label": (LabelOnly(),)}, label_output="label")
-    rules = Policy({"p": output}, key=KeySource("file:k.key", create=True), root=folder, **sections)
+    rules = Policy({"p": output}, key=fixed_key(folder), root=folder, **sections)
     return hardening_onnx.wrap(MODEL, rules)
 
 

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hardening_onnx
 import numpy as np
 import pytest
+from onnx import TensorProto as T
 
+import hardening
 from hardening.cli import main
 from tests.onnx.graphs import HEAD, TAILS, WEIGHTS, build, node
 
@@ -83,7 +86,7 @@ def test_check_misses_outputs_and_files(model: Path, capsys: pytest.CaptureFixtu
 
 def test_explain_reads_widths_from_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(checked(model)), "--model", str(model), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    facts = json.loads(capsys.readouterr().out)["outputs"]
     assert facts["p"]["normal"]["bits_per_answer"] == pytest.approx(np.log2(5))
 
 
@@ -99,7 +102,7 @@ def test_explain_says_where_the_policy_does_not_fit(model: Path, capsys: pytest.
 def test_noise_that_cannot_be_fitted_to_the_model_is_a_problem(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = checked(model, tier='{kind = "laplace", epsilon = 0.005, sensitivity = 0.1}, {kind = "project"}')
     policy.write_text(policy.read_text().replace("schema = 1", 'schema = 1\n[key]\nsource = "env:KEY"'))
-    assert main(["check", str(policy), "--model", str(model)]) == 1
+    assert main(["check", str(policy), "--model", str(model), "--no-files"]) == 1
     problem = "outputs.p.tiers.normal[0]: epsilon: too small for rows of 5 entries"
     assert problem in capsys.readouterr().out
     assert main(["explain", str(policy), "--model", str(model)]) == 1
@@ -117,3 +120,42 @@ def test_check_without_the_extra_says_what_to_install(
     monkeypatch.setattr("importlib.metadata.EntryPoint.load", absent)
     assert main(["check", str(checked(model)), "--model", str(model)]) == 2
     assert "--model needs the package 'onnx': pip install 'hardening[onnx]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("absent", "detect.near.input: the model has no input {!r}; it takes"),
+        ("words", "detect.near.input: {!r} "),
+        ("shared", "detect.near.input: {!r} is one for all rows: an input with a row for each is needed"),
+        ("x", None),
+        ("ids", None),
+        ("flags", None),
+    ],
+)
+def test_near_duplicates_need_an_input_of_numbers(
+    name: str, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command and by `wrap`; what is one for all rows, the session alone knows."""
+    inputs = {
+        "x": (T.FLOAT, ["N", 8]),
+        "ids": (T.INT64, ["N", 3]),
+        "flags": (T.BOOL, ["N"]),
+        "words": (T.STRING, ["N"]),
+        "shared": (T.FLOAT, [4]),
+    }
+    model = tmp_path / "m.onnx"
+    built = build([*HEAD, node("Softmax", "z", "p")], {"p": TAILS["softmax"][1]}, WEIGHTS, inputs)
+    model.write_bytes(built.SerializeToString())
+    policy = checked(model)
+    policy.write_text(f'{policy.read_text()}[detect]\nnear = {{input = "{name}", span = 1.0}}\n')
+    fits = main(["check", str(policy), "--model", str(model)]) == 0
+    out = capsys.readouterr().out.replace('"', "'")
+    assert fits == (said is None or name == "shared")
+    if said is None:
+        hardening_onnx.wrap(str(model), hardening.load_policy(policy)).guard.close()
+        return
+    with pytest.raises(hardening.ConfigError) as caught:
+        hardening_onnx.wrap(str(model), hardening.load_policy(policy))
+    assert said.format(name) in str(caught.value)
+    assert fits or said.format(name) in out

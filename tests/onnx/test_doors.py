@@ -23,10 +23,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi import _pybind_state as C
 
 import hardening
-from hardening import InputError, KeySource, Output, Policy
+from hardening import InputError, Output, Policy
 from hardening.errors import ModelError
 from hardening.transforms import Gaussian, Project, Types
-from tests.onnx.graphs import fix_key
+from tests.keys import fixed_key
 
 TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
 RNG = np.random.default_rng(3)
@@ -54,8 +54,7 @@ RAW = ort.InferenceSession(MODEL).run(["p"], {"x": X})[0]
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Policy:
-    fix_key(tmp_path)
-    return Policy({"p": Output("simplex", {"normal": TIER})}, key=KeySource("file:hardening.key"), root=tmp_path)
+    return Policy({"p": Output("simplex", {"normal": TIER})}, key=fixed_key(tmp_path), root=tmp_path)
 
 
 @pytest.fixture

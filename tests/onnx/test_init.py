@@ -14,7 +14,8 @@ from hardening_onnx.graph import quoted, read
 import hardening
 from hardening.cli import main
 from hardening.errors import ModelError
-from tests.onnx.graphs import HEAD, ONE, TAILS, WEIGHTS, build, fix_key, floats, node, weight
+from tests.keys import fixed_key
+from tests.onnx.graphs import HEAD, ONE, TAILS, WEIGHTS, build, floats, node, weight
 
 
 def test_one_view_of_a_row_is_opened_with_its_label(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +54,7 @@ def test_every_line_is_explained(model: Path) -> None:
 
 @pytest.mark.parametrize("tail", ["logsoftmax", "nothing after it", "sigmoid", "tanh", "of length one", "labels"])
 def test_every_kind_of_policy_loads_wraps_and_answers(tail: str, tmp_path: Path) -> None:
-    fix_key(tmp_path)
+    fixed_key(tmp_path)
     nodes, declared, kind = TAILS[tail]
     (tmp_path / "m.onnx").write_bytes(build([*HEAD, *nodes], {"y": declared}, WEIGHTS | ONE).SerializeToString())
     assert main(["init", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "p.toml")]) == 0
@@ -133,7 +134,7 @@ def test_names_from_a_stranger_change_nothing(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(("low", "high"), [(-1e-5, 1e-5), (0.0, 1.0), (-7.25, 3e4), (1e6, 1e9)])
 def test_ranges_of_every_size(low: float, high: float, tmp_path: Path) -> None:
-    fix_key(tmp_path)
+    fixed_key(tmp_path)
     nodes = [node("MatMul", "x w", "m"), node("Clip", "m low high", "y")]
     bounds = {"w": weight(8, 1), "low": np.array(low, "f4"), "high": np.array(high, "f4")}
     (tmp_path / "m.onnx").write_bytes(build(nodes, {"y": floats("N", 1)}, bounds).SerializeToString())

@@ -18,7 +18,7 @@ from hardening_onnx.session import HardenedSession
 
 import hardening
 from hardening.cli import main
-from tests.onnx.graphs import fix_key
+from tests.keys import fixed_key
 
 Feed = dict[str, Any]
 
@@ -30,7 +30,7 @@ def rng() -> np.random.Generator:
 def drafted(model: Path, folder: Path) -> tuple[HardenedSession, ort.InferenceSession, dict[str, Any]]:
     """A session under the policy that `hardening init` writes, the bare one, and what was recognised."""
     policy = folder / "policy.toml"
-    fix_key(folder)
+    fixed_key(folder)
     assert main(["init", str(model), "-o", str(policy)]) == 0
     assert main(["check", str(policy), "--model", str(model)]) == 0
     loaded = hardening.load_policy(policy)

@@ -21,10 +21,11 @@ from onnx import helper, numpy_helper
 
 import hardening
 from hardening import answer
-from hardening.config import KeySource, Output, Policy
+from hardening.config import Output, Policy
 from hardening.errors import InputError, ModelError, ReleaseError
 from hardening.program import Question, Task
 from hardening.transforms import Clip, Gaussian, Project, TopK, Types
+from tests.keys import fixed_key
 
 TIER = (Gaussian(sigma=0.05), Project(keep_top1=True), Types(n=100))
 
@@ -63,7 +64,7 @@ X = np.random.default_rng(1).normal(size=(6, 8)).astype("f4")
 @pytest.fixture
 def policy(tmp_path: Path) -> Policy:
     output = Output(space="simplex", tiers={"normal": TIER}, label_output="label")
-    return Policy({"p": output}, key=KeySource("file:k.key", create=True), root=tmp_path)
+    return Policy({"p": output}, key=fixed_key(tmp_path), root=tmp_path)
 
 
 @pytest.fixture
@@ -312,7 +313,7 @@ def test_inputs_of_every_numeric_dtype_are_bound(tmp_path: Path, dtype: str) -> 
     graph = helper.make_graph(nodes, "g", inputs, outputs)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     rules = {"f": Output("scalar", {"normal": (Gaussian(sigma=0.1),)}), "y": Output("open")}
-    policy = Policy(rules, key=KeySource("file:k.key", create=True), root=tmp_path)
+    policy = Policy(rules, key=fixed_key(tmp_path), root=tmp_path)
     session = hardening_onnx.wrap(made.SerializeToString(), policy)
     x = np.arange(6).reshape(2, 3).astype(dtype)
     first, raw = session.run(None, {"x": x})
@@ -346,7 +347,7 @@ def test_labels_that_are_floats_follow_the_released_scores_too(tmp_path: Path) -
     )
     tier = (Gaussian(sigma=0.5), Project(), Types(n=10))
     rules = Output("simplex", {"normal": tier}, label_output="label", classes=tuple(range(8)))
-    key = KeySource("file:k.key", create=True)
+    key = fixed_key(tmp_path)
     session = hardening_onnx.wrap(made.SerializeToString(), Policy({"p": rules}, key=key, root=tmp_path))
     x = np.random.default_rng(0).normal(size=(100, 8)).astype("f4")
     for _ in range(4):

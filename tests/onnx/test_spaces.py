@@ -17,12 +17,13 @@ from onnx import TensorProto as T
 
 import hardening
 from hardening.cli import main
-from tests.onnx.graphs import HEAD, WEIGHTS, build, dense, fix_key, floats, node, weight
+from tests.keys import fixed_key
+from tests.onnx.graphs import HEAD, WEIGHTS, build, dense, floats, node, weight
 
 
 def written(folder: Path, model: onnx.ModelProto) -> Path:
     onnx.checker.check_model(model)
-    fix_key(folder)
+    fixed_key(folder)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     return folder / "m.onnx"
 

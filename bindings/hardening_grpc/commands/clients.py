@@ -1,5 +1,9 @@
 """Show what each client of a running server has learnt, those who have been told most first; or grant one more.
 
+Of each client: rows asked, bits released and the share of its budget that they are, suspicion (1 is the alarm
+threshold), the tier that answers next; then entropies of its questions in bits a row and the share of the score space
+that it has seen, as far as the terminal has room. --json has all of it.
+
 A grant is the only thing that gives a client more than the policy's budget. It stays in the books, with its reason.
 """
 
@@ -8,15 +12,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for machines")
     parser.set_defaults(run=run)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    parser.usage = "%(prog)s --control PATH [--watch] [--every SECONDS] [--json]\n       %(prog)s grant --help"
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", prog=parser.prog)
     more = actions.add_parser("grant", help="allow a client more, for good", description="Allow a client more.")
     more.add_argument("name", metavar="NAME", help="the client, or whoever the budget on --rung is for")
     more.add_argument("--bits", type=amount, default=0.0, metavar="N", help="released bits")
@@ -72,44 +79,75 @@ def _number(value: float | None, form: str) -> Text:
     return Text("unbounded" if value is None else format(value, form))
 
 
+def _graded(text: str, share: float) -> Text:
+    """Red from nine tenths of what is allowed on, yellow from half of it on."""
+    return Text(text, "red" if share >= 0.9 else "yellow" if share >= 0.5 else "green")
+
+
 def _bar(share: float) -> Text:
-    """A share as ten steps, red from nine tenths on."""
-    style = "red" if share >= 0.9 else "yellow" if share >= 0.5 else "green"
-    return Text(f"{'█' * round(10 * share):░<10} {share:4.0%}", style)
+    """A share as ten steps; all of it is said of nothing less."""
+    return _graded(f"{'█' * round(10 * share):░<10} {math.floor(100 * share):3}%", share)
 
 
-def table(clients: list[dict[str, Any]]) -> Table:
-    """What the operator looks at; columns that say nothing about anybody are left out."""
-    total = sum(c["queries"] for c in clients)
-    title = f"clients: {len(clients)}, queries: {total:,}"
-    if any(c.get("stale") for c in clients):
-        title += "\nThe books cannot be had: what follows is what the server counted itself since it started."
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    rho, spent, suspicion = (any(c.get(name) != 0 for c in clients) for name in ("rho", "spent", "suspicion"))
-    out.add_column("client", overflow="fold", min_width=8)
-    for heading in ("queries", "bits", *["rho"] * rho):
-        out.add_column(heading, justify="right", no_wrap=True)
-    if spent:
-        out.add_column("budget spent", no_wrap=True)
-    entropies = ("posterior\nentropy", "label\nentropy", "code\nlength", "coverage", *["suspicion"] * suspicion)
-    for heading in entropies:
-        out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("tier", no_wrap=True)
-    for c in clients:
-        out.add_row(
-            Text(c["client"]),
-            _number(c["queries"], ","),
-            _number(c["bits"], ",.0f"),
-            *[_number(c["rho"], ",.4g")] * rho,
-            *[_bar(c["spent"] or 0.0)] * spent,
-            _number(c["posterior_entropy"], ".3f"),
-            _number(c["label_entropy"], ".3f"),
-            _number(c["code_length"], ",.0f"),
-            _number(c["coverage"], ".1%"),
-            *[_number(c["suspicion"], ".2f")] * suspicion,
-            Text(c["tier"], "red" if c["tier"] == "deny" else ""),
-        )
-    return out
+class Column(NamedTuple):
+    """A column of the table: its heading, what it says of a client; and whether it says anything, if it may not."""
+
+    heading: str
+    cell: Callable[[dict[str, Any]], Text]
+    tells: Callable[[dict[str, Any]], bool] | None = None
+    justify: Literal["left", "right"] = "right"
+
+
+#: In the order in which they are shown. Where there is no room for all, the last ones go.
+COLUMNS = (
+    Column("client", lambda c: Text(c["client"]), justify="left"),
+    Column("queries", lambda c: _number(c["queries"], ",")),
+    Column("bits", lambda c: _number(c["bits"], ",.0f")),
+    Column("rho", lambda c: _number(c["rho"], ",.4g"), lambda c: c.get("rho") != 0),
+    Column("budget spent", lambda c: _bar(c["spent"] or 0.0), lambda c: c.get("spent") != 0, "left"),
+    Column("tier", lambda c: Text(c["tier"], "red" if c["tier"] == "deny" else ""), justify="left"),
+    Column("suspicion", lambda c: _suspicion(c["suspicion"]), lambda c: c.get("suspicion") != 0),
+    Column("posterior\nentropy", lambda c: _number(c["posterior_entropy"], ".3f")),
+    Column("label\nentropy", lambda c: _number(c["label_entropy"], ".3f")),
+    Column("code\nlength", lambda c: _number(c["code_length"], ",.0f")),
+    Column("coverage", lambda c: _number(c["coverage"], ".1%")),
+)
+#: Columns without which a line says nothing; how many letters of a name stand in one line, and a line without end.
+_FEWEST, _LONGEST, _WIDEST = 3, 24, 1000
+
+
+def _suspicion(value: float | None) -> Text:
+    return Text("unbounded", "red") if value is None else _graded(f"{value:.2f}", value)
+
+
+class Accounts:
+    """What the operator looks at: columns that say nothing about anybody are left out, and those that do not fit."""
+
+    def __init__(self, clients: list[dict[str, Any]]) -> None:
+        self._clients = clients
+        self._columns = [c for c in COLUMNS if c.tells is None or any(map(c.tells, clients))]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        for count in range(len(self._columns), _FEWEST, -1):
+            table = self._table(self._columns[:count])
+            if Measurement.get(console, options.update(max_width=_WIDEST), table).maximum <= options.max_width:
+                break
+        yield table
+
+    def _table(self, columns: list[Column]) -> Table:
+        suspected = sum(c["suspicion"] is None or c["suspicion"] >= 1 for c in self._clients)
+        title = f"clients: {len(self._clients)}, queries: {sum(c['queries'] for c in self._clients):,}"
+        title += f", suspected: {suspected}" * bool(suspected)
+        if any(c.get("stale") for c in self._clients):
+            title += "\nThe books cannot be had: what follows is what the server counted itself since it started."
+        out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        names = min(max((len(c["client"]) for c in self._clients), default=0), _LONGEST)
+        out.add_column("client", overflow="fold", width=max(names, len("client")))
+        for column in columns[1:]:
+            out.add_column(column.heading, justify=column.justify, no_wrap=True)
+        for client in self._clients:
+            out.add_row(*(column.cell(client) for column in columns))
+        return out
 
 
 def run(options: argparse.Namespace) -> int:
@@ -121,12 +159,12 @@ def run(options: argparse.Namespace) -> int:
                 print(json.dumps({"clients": clients}), flush=True)
         elif not (options.watch and sys.stdout.isatty()):
             for clients in _looks(options):
-                Console().print(table(clients))
+                Console().print(Accounts(clients))
                 sys.stdout.flush()
         else:
             with Live(screen=True, auto_refresh=False) as live:
                 for clients in _looks(options):
-                    live.update(table(clients), refresh=True)
+                    live.update(Accounts(clients), refresh=True)
     return 0
 
 

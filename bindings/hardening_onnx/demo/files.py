@@ -154,5 +154,6 @@ def _mutated(inputs: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.
     return row
 
 
-_SYNTHETIC = {"random bytes": _random_bytes, "spliced chunks": _spliced, "mutated files": _mutated}
+SPLICED = "spliced chunks"
+_SYNTHETIC = {"random bytes": _random_bytes, SPLICED: _spliced, "mutated files": _mutated}
 SYNTHETIC = tuple(_SYNTHETIC)

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from hardening.audit.extraction import Extraction
+from hardening.cli.calibrate import describe
 from hardening_onnx.demo.measure import Overhead
 from hardening_onnx.demo.story import Story
-from hardening_onnx.demo.watch import Watched
+from hardening_onnx.demo.watch import ADDED, FALSE_ALARM, Watched
 
 
 def _attack(found: Extraction) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def _attacks(table: Mapping[str, tuple[Extraction, ...]]) -> dict[str, Any]:
 
 
 def _watched(client: Watched) -> dict[str, Any]:
-    return {**asdict(client), "flagged": client.flagged}
+    return {**asdict(client), "questions": client.questions}
 
 
 def _overhead(measured: Overhead) -> dict[str, Any]:
@@ -62,9 +63,10 @@ def as_json(story: Story) -> dict[str, Any]:
         "extraction": _attacks(story.copies),
         "equations": _attacks(story.solutions),
         "repeats": asdict(story.repeats),
-        "entropy": {
-            "threshold": asdict(story.threshold),
-            "ordinary": [_watched(client) for client in story.ordinary],
-            "attackers": [_watched(client) for client in story.attackers],
+        "alarms": {
+            "policy": ADDED,
+            "baseline": describe(story.alarms.baseline, FALSE_ALARM),
+            "ordinary": [_watched(client) for client in story.alarms.ordinary],
+            "thieves": [_watched(client) for client in story.alarms.thieves],
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hardening.audit.extraction import Extraction, wilson
+from hardening.cli.alarms import odds
+from hardening.clients.evidence import chance
 from hardening.types import Guarantee
 from hardening_onnx.demo.story import Story
 from hardening_onnx.demo.thief import BARE
-from hardening_onnx.demo.watch import DISTANCE_MARGIN, MEAN_MARGIN, QUANTILE, Watched
+from hardening_onnx.demo.watch import ADDED, FALSE_ALARM, Watched
 
 _STYLES = {BARE: "red", "normal": "green", "suspect": "yellow", "label": "cyan"}
-_BARS = " ▁▂▃▄▅▆▇█"
 _WIDEST = 100
 
 NEXT = (
@@ -196,46 +197,49 @@ def _repeating(story: Story, console: Console) -> None:
     )
 
 
-def _spark(histogram: tuple[float, ...]) -> str:
-    return "".join(_BARS[min(8, math.ceil(share * 8))] for share in histogram)
-
-
-def _watched(table: Table, client: Watched) -> None:
-    verdict = Text(f"flagged: {', '.join(client.reasons)}", "bold red") if client.flagged else Text("not flagged")
-    cells = f"{client.entropy:.2f}", f"▕{_spark(client.histogram)}▏", f"{client.distance:.2f}"
-    table.add_row(client.client, str(client.queries), *cells, verdict)
+def _watched(table: Table, client: Watched, tiers: Sequence[str]) -> None:
+    after = Text("never") if client.flagged is None else Text(f"{client.flagged} questions", "bold red")
+    told = [str(client.answers.get(tier, "")) for tier in tiers]
+    table.add_row(client.client, f"{client.suspicion:.2f}", after, *told, Text("refused" * client.refused, "bold red"))
 
 
 def _watching(story: Story, console: Console) -> None:
-    limit = story.threshold
+    found, held = story.alarms, story.alarms.baseline.held_out
     console.print(
-        "The guard keeps the entropy of the model's own scores for each client. "
-        f"{limit.clients} ordinary clients, each with files of a random half of the kinds there are, set the "
-        f"thresholds: their {100 * QUANTILE:.0f} % quantiles, times {MEAN_MARGIN:g} for the mean and "
-        f"{DISTANCE_MARGIN:g} for the histogram. Here: mean {limit.low:.2f} to {limit.high:.2f} bits, histogram (left "
-        f"sure, right unsure) within a distance of {limit.distance:.2f} from the usual."
+        f"{found.baseline.clients + held.clients} ordinary clients, each with files of a random half of the kinds that "
+        f"there are, asked {found.questions} questions each, which were logged. Half of them made a baseline, the "
+        "other half tested it, as [bold]hardening calibrate[/bold] does. Then this was added to the policy:"
+    )
+    console.print(Syntax(ADDED.strip(), "toml", theme="ansi_dark", background_color="default", padding=(0, 2)))
+    low, high = held.share_outside()
+    suspect, label, refused = (odds(chance(at, FALSE_ALARM)) for at in (1.0, 1.5, 2.0))
+    console.print(
+        f"An ordinary client inside the baseline ever gets suspect answers with a chance of at most {suspect}, labels "
+        f"{label}, refusals {refused}, however much it asks. {held.outside} of {held.clients} held-out clients lie "
+        f"outside of it, where none of this is promised: {_percent(low)} to {_percent(high)} of all, with 95 % "
+        "confidence."
     )
     console.print()
-    table = _table(
-        "who sends what", "questions", "mean", "histogram", "distance", "verdict", right=("questions", "mean")
-    )
-    flagged = sum(client.flagged for client in story.ordinary)
-    ordered = sorted(story.ordinary, key=lambda client: client.entropy)
+    tiers = tuple(story.tiers)
+    right = ("suspicion", "flagged after", *tiers)
+    table = _table("who sends what", *right, "then", right=right)
+    ordered = sorted(found.ordinary, key=lambda client: client.suspicion)
     for client in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
-        _watched(table, client)
+        _watched(table, client, tiers)
     table.add_section()
-    for client in story.attackers:
-        _watched(table, client)
+    for client in found.thieves:
+        _watched(table, client, tiers)
     console.print(table)
-    high = wilson(flagged, len(story.ordinary))[1]
+    flagged = sum(client.flagged is not None for client in found.ordinary)
     console.print(
-        f"Flagged among {len(story.ordinary)} other ordinary clients (shown: lowest, middle and highest mean): "
-        f"{flagged}; 95 % interval of the rate up to {100 * high:.0f} %."
+        "The highest suspicion of each, and how many of its questions each tier answered. Flagged among "
+        f"{len(found.ordinary)} other ordinary clients (shown: lowest, middle and highest): {flagged}; 95 % interval "
+        f"of the rate up to {100 * wilson(flagged, len(found.ordinary))[1]:.0f} %."
     )
-    if not story.attackers[-1].flagged:
+    if found.thieves[-1].flagged is None:
         console.print(
             "Whoever sends real files only, as the thief who copied the model did, looks like everybody else. "
-            "Entropy does not see him; a budget stops him."
+            "No observer could tell him from one; a budget stops him."
         )
 
 
@@ -247,5 +251,5 @@ _PARTS = {
     "Copying the model": _copying,
     "Solving the model": _solving,
     "Asking the same question again": _repeating,
-    "Query entropy: who asks what nobody would ask": _watching,
+    "Alarms: who asks what nobody would ask": _watching,
 }

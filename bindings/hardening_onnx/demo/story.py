@@ -19,13 +19,11 @@ from hardening.types import Guarantee
 from hardening_onnx.demo import files, models, thief, watch
 from hardening_onnx.demo.measure import Overhead, Repeats, averaging_error, overhead
 from hardening_onnx.demo.policy import TEXT, noise_only, policy
-from hardening_onnx.demo.questions import BATCH, OUTPUT, Answers, Asked, Progress, ask_files, asking
+from hardening_onnx.demo.questions import OUTPUT, Answers, Asked, Progress, ask_files, asking
 from hardening_onnx.session import HardenedSession
 
 TIERS = ("normal", "suspect", "label")
 REPEATS = (1, 4, 16, 64)
-#: Ordinary clients that set the threshold of query entropy, and as many others that are judged by it.
-_ORDINARY = 60
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class Story:
     copies: Mapping[str, tuple[Extraction, ...]]
     solutions: Mapping[str, tuple[Extraction, ...]]
     repeats: Repeats
-    threshold: watch.Threshold
-    ordinary: tuple[watch.Watched, ...]
-    attackers: tuple[watch.Watched, ...]
+    alarms: watch.Alarms
     took: float
 
 
@@ -98,12 +94,13 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
         overheads = _overheads(bare, sessions["normal"], asked.corpus, root, seconds, seed)
         progress("training copies of the model on its answers", 0.68)
         copies = _copies(asked, hardened, seed, progress)
-        progress("solving a softmax regression from its scores", 0.9)
+        progress("solving a softmax regression from its scores", 0.86)
         solutions = _solutions(root, seed)
-        progress("repeating questions", 0.93)
+        progress("repeating questions", 0.88)
         repeats = _repeats(root, seed)
-        progress("watching what clients ask", 0.95)
-        threshold, ordinary, attackers = _watch(sessions["normal"], asked, int(np.clip(3.4 * seconds, 100, 200)), seed)
+        progress("watching what clients ask", 0.9)
+        questions = int(np.clip(3.4 * seconds, 100, 200))
+        alarms = watch.alarms(bare, sessions["normal"].guard, asked, root, questions, seed)
         progress("done", 1.0)
         return Story(
             seconds=seconds,
@@ -122,9 +119,7 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
             copies=copies,
             solutions=solutions,
             repeats=repeats,
-            threshold=threshold,
-            ordinary=ordinary,
-            attackers=attackers,
+            alarms=alarms,
             took=time.monotonic() - start,
         )
 
@@ -218,7 +213,7 @@ def _copies(
         asked.held_out.argmax(axis=1),
         budgets,
         seed,
-        lambda share: progress("training copies of the model on its answers", 0.7 + 0.2 * share),
+        lambda share: progress("training copies of the model on its answers", 0.68 + 0.18 * share),
     )
 
 
@@ -250,38 +245,3 @@ def _repeats(root: Path, seed: int) -> Repeats:
         for key in ("input", "fresh")
     }
     return Repeats(REPEATS, errors["input"], errors["fresh"])
-
-
-def _watch(
-    session: HardenedSession, asked: Asked, questions: int, seed: int
-) -> tuple[watch.Threshold, tuple[watch.Watched, ...], tuple[watch.Watched, ...]]:
-    """Some ordinary clients set the threshold, as many others and four thieves are judged by it.
-
-    Everybody asks so many `questions`, but for the thief with real files: he is the one who copied the model.
-    """
-    rng = np.random.default_rng([seed, 6])
-    guard, corpus = session.guard, asked.corpus
-    kinds = [path.suffix.lower() for path in (*corpus.pool, *corpus.held_out)]
-    inputs = np.concatenate([corpus.pool_inputs, corpus.held_out_inputs])
-    answers = np.concatenate([asked.pool, asked.held_out])
-    names: dict[str, list[str]] = {}
-    # The two groups share no file, but their files are of the same kinds: a threshold is for the clients one has.
-    for side, files_of in zip(
-        ("calibrating", "ordinary"), np.array_split(rng.permutation(len(inputs)), 2), strict=True
-    ):
-        names[side] = [f"{side} {i + 1}" for i in range(_ORDINARY)]
-        for name in names[side]:
-            chosen = files_of[watch.ordinary_files([kinds[i] for i in files_of], questions, rng)]
-            guard.harden({OUTPUT: answers[chosen]}, client=name, inputs={"bytes": inputs[chosen]})
-    threshold = watch.calibrate([guard.standing(name) for name in names["calibrating"]])
-    for kind in files.SYNTHETIC:
-        made = files.synthetic(kind, corpus.pool_inputs, questions, rng)
-        for start in range(0, questions, BATCH):
-            session.run([OUTPUT], {"bytes": made[start : start + BATCH]}, client=kind)
-    real = "real files only"
-    guard.harden({OUTPUT: asked.pool}, client=real, inputs={"bytes": corpus.pool_inputs})
-
-    def judged(clients: list[str]) -> tuple[watch.Watched, ...]:
-        return tuple(watch.judge(client, guard.standing(client), threshold) for client in clients)
-
-    return threshold, judged(names["ordinary"]), judged([*files.SYNTHETIC, real])

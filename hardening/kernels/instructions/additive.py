@@ -8,11 +8,11 @@ import numpy as np
 from numba import carray
 
 from hardening.kernels import aes, chacha20, layout, prf, tag
-from hardening.kernels.blocks import to_grid
+from hardening.kernels.blocks import FIXED_POINT, HUGE, LONG, MOST_SCORE, to_grid
 from hardening.kernels.job import AREA, block_of, fields, forget_top, nonces_of, params_of, report, stream_of
-from hardening.kernels.lanes import WIDTH, across_max, device, fabs, fill, larger, outer, pointer, rint, where
+from hardening.kernels.lanes import WIDTH, across_max, device, fabs, fill, lane, larger, outer, pointer, rint, where
 from hardening.kernels.layout import Job
-from hardening.kernels.memory import load, load_longs, store
+from hardening.kernels.memory import load, store
 
 #: Beyond this many steps a float64 no longer holds every integer that noise may add.
 MOST_STEPS = 2.0**50
@@ -66,21 +66,45 @@ def _noise(job: int, key: Any, along: Any, across: Any) -> None:
     if p[5] > 0.0:
         nonces = personal(nonces, carray(pointer(j[Job.CLIENT]), (3,), np.uint32), nonces_of(j, 2 * AREA))
     step, steps, most = fill(p[0]), fill(p[1]), fill(0.0)
+    long = b.wide and b.n >= LONG
+    if long:
+        for k in range(WIDTH):
+            store(b.marks, k, fill(-HUGE))
     for start in range(0, b.m, prf.CHUNK):
         count = min(b.m - start, prf.CHUNK)
         if b.wide:
             along(key, nonces, start, count, raw)
         else:
             across(key, nonces, start // prf.UNIT, count, raw)
-        for i in range(count):
-            z = prf.draw(load_longs(raw, i), table, bits, offset)
-            units = rint(load(b.w, start + i) * steps)
-            within = where(b.last, units, fill(0.0)) if start + i == b.m - 1 else units
-            most = larger(most, fabs(within))
-            store(b.w, start + i, (units + z) * step)
-    far = (across_max(most) if b.wide else most) > MOST_STEPS
-    report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
+        whole, i = min(count, b.m - 1 - start), 0
+        while i + 4 <= whole:
+            u0, v0 = _add(b.w, start + i, prf.draw(raw, i, table, bits, offset), step, steps)
+            u1, v1 = _add(b.w, start + i + 1, prf.draw(raw, i + 1, table, bits, offset), step, steps)
+            u2, v2 = _add(b.w, start + i + 2, prf.draw(raw, i + 2, table, bits, offset), step, steps)
+            u3, v3 = _add(b.w, start + i + 3, prf.draw(raw, i + 3, table, bits, offset), step, steps)
+            most = larger(larger(most, larger(u0, u1)), larger(u2, u3))
+            if long:
+                part = i // 4
+                store(b.marks, part, larger(larger(load(b.marks, part), larger(v0, v1)), larger(v2, v3)))
+            i += 4
+        while i < count:
+            units, _ = _add(b.w, start + i, prf.draw(raw, i, table, bits, offset), step, steps)
+            units = where(b.last, units, most) if i == whole else units
+            most, i = larger(most, units), i + 1
+    most = across_max(most) if b.wide else most
+    report(j, where(most > MOST_STEPS, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
+    if long and p[1] <= FIXED_POINT and (lane(most, 0) + float(1 << bits)) * p[0] <= MOST_SCORE:
+        j[Job.LEFT] = layout.SURVEYED
     forget_top(j)
+
+
+@device
+def _add(w: Any, i: int, drawn: Any, step: Any, steps: Any) -> tuple[Any, Any]:
+    """Adds noise to a vector of scores; returns how many steps they were, regardless of sign, and what they are now."""
+    units = rint(load(w, i) * steps)
+    noisy = (units + drawn) * step
+    store(w, i, noisy)
+    return fabs(units), noisy
 
 
 @device

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, block, compact, divide, first_equal, to_grid
+from hardening.kernels.blocks import FEW, HUGE, LONG, Block, add_at, compact, divide, few_of, first_equal, to_grid
 from hardening.kernels.job import block_of, fields, params_of, top_of
 from hardening.kernels.lanes import (
-    WIDTH,
     across_max,
     across_min,
     across_sum,
@@ -49,26 +48,26 @@ def types(job: int) -> None:
     """Nearest point of the simplex whose entries are multiples of 1/p0."""
     j = fields(job)
     b = block_of(j)
-    to_types(b, params_of(j)[0], top_of(j, b), j[Job.FEW])
+    top = top_of(j, b)
+    j[Job.LEFT] = _to_types(b, params_of(j)[0], top, j[Job.FEW])
 
 
 @device
-def to_types(b: Block, units: float, top: Any, few: int) -> None:
+def _to_types(b: Block, units: float, top: Any, few: Any) -> Any:
     """Largest-remainder rounding to multiples of 1/units; ties, and a lost lead, go to `top`.
 
     A zero has no remainder and stays zero, so that of a long row with few scores only these are looked at; `few` is
-    their number where the instruction before has left them, else 0.
+    their number where the instruction before has left them, else not above 0. Returns the number of those that this
+    leaves, or 0.
     """
-    if few == 0 and b.wide and b.n >= LONG:
+    if few <= 0 and b.wide and b.n >= LONG:
         few = compact(b, b.w, fill(0.0), b.residual, b.marks)
-    if few == 0 or few > b.n // FEW:
+    if few <= 0 or few > b.n // FEW:
         _round_types(b, units, top)
-        return
-    room = (few + WIDTH - 1) // WIDTH * WIDTH
-    work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
+        return 0
+    work = few_of(b, few)
     _round_types(work, units, first_equal(work, b.marks, top))
-    for k in range(few):
-        b.w[int(b.marks[k])] = b.residual[k]
+    return few
 
 
 @device

@@ -9,13 +9,16 @@ import numpy as np
 from hardening.kernels import layout
 from hardening.kernels.blocks import (
     FEW,
+    FIXED_POINT,
     HUGE,
     LONG,
+    MOST_SCORE,
     Block,
     add_at,
     block,
     compact,
     count_above,
+    few_of,
     first_equal,
     place,
     sum_above,
@@ -38,13 +41,10 @@ from hardening.kernels.lanes import (
 from hardening.kernels.layout import Job
 from hardening.kernels.memory import gather, load, scatter, store
 
-FIXED_POINT = 2.0**32
 #: Steps towards a threshold: enough for a good bound, and more than it takes, for each leaves fewer entries above.
 ROUGHLY, PRECISELY = 3, 1 << 40
 #: More than a threshold that starts an iteration may be off by rounding.
 SLACK = 2.0**-30
-#: Beyond this a sum of scores in fixed point is no longer exact.
-MOST_SCORE = 2.0**18
 
 
 def project(job: int) -> None:
@@ -52,7 +52,7 @@ def project(job: int) -> None:
     j = fields(job)
     b, p, own = block_of(j), params_of(j), own_of(j)
     keep = p[0] > 0.0
-    far, few = project_block(b, keep, p[1], own)
+    far, few = _project_block(b, keep, p[1], own, j[Job.FEW] == layout.SURVEYED)
     j[Job.LEFT] = few
     report(j, where(far, fill(float(layout.OUT_OF_RANGE)), fill(0.0)))
     if keep:
@@ -144,6 +144,15 @@ def _to_fixed_point(b: Block) -> tuple[Any, Any]:
 
 
 @device
+def _best_part(b: Block) -> Any:
+    """The largest entry, from the best of 64 parts of the row."""
+    high = load(b.marks, 0)
+    for k in range(1, WIDTH):
+        high = larger(high, load(b.marks, k))
+    return across_max(high)
+
+
+@device
 def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, high: Any) -> Any:
     """Projects a long row by its few entries that matter; 0, and nothing is done, where they are not few.
 
@@ -157,8 +166,7 @@ def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, hig
     few = compact(b, b.w, least, b.residual, b.marks)
     if few > b.n // FEW:
         return 0
-    room = (few + WIDTH - 1) // WIDTH * WIDTH
-    work = block(b.residual, b.residual[room:], b.marks[room:], few, True)
+    work = few_of(b, few)
     at = first_equal(work, b.marks, own)
     if keep and some(count_above(work, work.w, top) > 0.0):
         _pool_top(work, at)
@@ -167,25 +175,24 @@ def _project_few(b: Block, keep: bool, mass: float, margin: float, own: Any, hig
         t = _threshold(work, work.w, mass, least, PRECISELY)
     if lane(t, 0) < lane(least, 0):  # pooling has brought others in
         return 0
-    for i in range(b.m):
-        store(b.w, i, t - t)  # zeros that do not look like it: the compiler would call memset, which takes longer
     for i in range(work.m):
         store(b.residual, i, larger(load(b.residual, i) - t, fill(0.0)))
     if keep:
         add_at(work, at, fill(margin))
-    for k in range(few):
-        b.w[int(b.marks[k])] = b.residual[k]
     return few
 
 
 @device
-def project_block(b: Block, keep: bool, margin: float, own: Any) -> tuple[Any, Any]:
+def _project_block(b: Block, keep: bool, margin: float, own: Any, surveyed: bool) -> tuple[Any, Any]:
     """Euclidean projection onto the simplex, or onto its part where `own` leads by `margin`.
 
     Returns a mask of the rows with scores so large that sums in fixed point are not exact, whose result is void; and
     the number of entries that are left as `_project_few` says, or 0.
     """
-    low, high = _to_fixed_point(b)
+    if surveyed:
+        low, high = fill(0.0), _best_part(b)
+    else:
+        low, high = _to_fixed_point(b)
     far = larger(high, 0.0 - low) > MOST_SCORE
     few: Any = np.int64(0)
     if some(far):
