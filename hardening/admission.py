@@ -77,9 +77,13 @@ class Admission:
         self._repeats = Repeats()
         self._told: dict[tuple[str, ...], tuple[float, int]] = {}
 
+    def forget(self) -> None:
+        """Know no caller any more: each is placed anew."""
+        self._ladder.forget()
+
     def close(self) -> None:
         """Know nobody any more, and return what is on lease."""
-        self._ladder.forget()
+        self.forget()
         if self._ledger is not None:
             self._ledger.close()
 

@@ -1,4 +1,4 @@
-"""A policy's budgets: the ledger that keeps them, and the one thing that gives more, a grant."""
+"""A policy's books: the ledger that keeps budgets, and the one thing that gives more, a grant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hardening.config import Policy
 from hardening.errors import ConfigError, InputError
 from hardening.events import LogSink
 from hardening.keys import read_reference
-from hardening.ledger import Account, Cost, Ledger, check_store, open_ledger
+from hardening.ledger import Account, Cost, Ledger, check_store, open_ledger, open_store
+from hardening.ledger.store import Store
 from hardening.types import Clock, Sink
 
 _LONGEST_REASON = 500
@@ -24,6 +25,16 @@ def open_budgets(policy: Policy, sink: Sink, clock: Clock = time.time) -> Ledger
 def check_budgets(policy: Policy, connect: bool = False) -> None:
     """Raise ConfigError where `open_budgets` would; see `hardening.ledger.check_store`."""
     check_store(policy.ledger, root=policy.root, password=_password(policy), connect=connect)
+
+
+def open_kept(policy: Policy) -> Store | None:
+    """The same books, for what is kept of clients; None where they would be gone with the process. Raises ConfigError.
+
+    A connection of its own: whoever waits for a lease does not wait for this.
+    """
+    if policy.ledger.place.backend == "memory":
+        return None
+    return open_store(policy.ledger, root=policy.root, password=_password(policy))
 
 
 def _password(policy: Policy) -> str | None:

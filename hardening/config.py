@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 
 from hardening.errors import ConfigError
 from hardening.ledger import Budget, LedgerRules
-from hardening.ledger.amounts import RUNGS
+from hardening.ledger.amounts import RUNGS, milliseconds
 from hardening.pipeline import Pipeline
 from hardening.policy import DENY, ClientRules, Response
 from hardening.references import Auth, KeySource, Tls
@@ -122,6 +122,7 @@ class Detect:
         log_bytes: size beyond which the log does not grow; a row takes some 170 bytes.
         output: whose rows the log has; left out, the baseline's or the first that has tiers.
         near: how near duplicates are looked for, if at all.
+        every: how often, such as ``1m``, evidence is written to the ledger and all clients together are looked at.
     """
 
     baseline: str | None = None
@@ -130,8 +131,15 @@ class Detect:
     log_bytes: int = 1 << 28
     output: str | None = None
     near: Near | None = None
+    every: str = "1m"
 
     def __post_init__(self) -> None:
+        try:
+            often = milliseconds(self.every)
+        except ValueError as problem:
+            raise ConfigError("detect.every", str(problem)) from None
+        if often > milliseconds("1d"):
+            raise ConfigError("detect.every", f"must be a day at most, not {self.every!r}")
         if not 1e-12 <= self.false_alarm <= 0.1:
             raise ConfigError("detect.false_alarm", f"must be between 1e-12 and 0.1, not {self.false_alarm!r}")
         if self.log == "":

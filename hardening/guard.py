@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
-from hardening.budgets import open_budgets
+from hardening.budgets import open_budgets, open_kept
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.clients.fingerprints import HASHES, Fingerprints
 from hardening.config import Near, Policy
@@ -22,12 +22,13 @@ from hardening.errors import Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
 from hardening.kernels import layout
 from hardening.keys import load_key, own_key
-from hardening.ledger import Ledger
+from hardening.ledger import Ledger, forks
 from hardening.noise import Key, derive
 from hardening.program import Task
 from hardening.recent import Recent, layout_of
 from hardening.recorder import open_recorder
-from hardening.types import Clock, Decision, Event, Identity, Sink, Standing
+from hardening.types import Alarm, Clock, Decision, Event, Identity, Sink, Standing
+from hardening.watch import Watch
 
 _client: contextvars.ContextVar[str | Identity | None] = contextvars.ContextVar("hardening.client", default=None)
 _NAMES = (str, Identity)
@@ -74,12 +75,11 @@ def _fingerprints(near: Near | None, secret: Key, model_digest: str) -> Fingerpr
     return Fingerprints(derive(secret, "near", model_digest), near.span, near.window, near.rows * HASHES)
 
 
-def _baselines(policy: Policy) -> dict[str, NDArray[np.float64]]:
-    """What ordinary clients ask, by output, as kernels read it."""
+def _baseline(policy: Policy) -> Baseline | None:
+    """What ordinary clients ask."""
     if policy.detect.baseline is None:
-        return {}
-    baseline = Baseline.read(policy.root / policy.detect.baseline, policy.outputs, "detect.baseline")
-    return {baseline.output: baseline.numbers()}
+        return None
+    return Baseline.read(policy.root / policy.detect.baseline, policy.outputs, "detect.baseline")
 
 
 class Guard:
@@ -108,10 +108,11 @@ class Guard:
     ) -> None:
         self.policy = policy
         key = load_key(policy.key, policy.root) if policy.key else None
-        secret, digest, baselines = key or own_key(), model_digest or "", _baselines(policy)
-        scored = (*baselines, *(name for name, output in policy.outputs.items() if output.tiers))
+        secret, digest, baseline = key or own_key(), model_digest or "", _baseline(policy)
+        numbers = {} if baseline is None else {baseline.output: baseline.numbers()}
+        scored = (*numbers, *(name for name, output in policy.outputs.items() if output.tiers))
         self._logged = (policy.detect.output or scored[0]) if policy.detect.log is not None else None
-        self._programs = Programs(policy, key, digest, baselines, self._logged, secret)
+        self._programs = Programs(policy, key, digest, numbers, self._logged, secret)
         self._clients = Clients(CAPACITY)
         self._charge, self._serve = self._clients.charge, self._clients.serve
         self._decisions: dict[str | Identity, Decision] = {}
@@ -133,6 +134,11 @@ class Guard:
                 ledger = open_budgets(policy, self._sink, clock)
             pooled = self._clients.pooled
             self._admission = Admission(policy, model_digest or "", ledger, suspects, pooled, self._tell, clock)
+        self._watch: Watch | None = None
+        if baseline is not None:
+            kept = open_kept(policy)
+            self._watch = Watch(policy, self._clients, baseline, kept, digest, self._tell, clock, links=self.links)
+            forks.watch(self)
 
     def __enter__(self) -> Guard:
         return self
@@ -145,13 +151,25 @@ class Guard:
         self._recent = Recent()
         self.released = frozenset()
         self._decisions.clear()
+        if self._watch is not None:
+            self._watch.close()
         if self._admission is not None:
             self._admission.close()
         if self._recorder is not None:
             self._recorder.close()
         self._sink.close()
 
+    def begin_again(self) -> None:
+        """In a process just forked: nobody has been met there."""
+        self._decisions.clear()
+        if self._admission is not None:
+            self._admission.forget()
+        if self._watch is not None:
+            self._watch.begin_again()
+
     def _suspicion(self, client: str) -> float:
+        if self._watch is not None:
+            return self._watch.suspicion(client)
         return self._clients.suspicion(client, self.policy.detect.false_alarm)
 
     def needs(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -197,6 +215,10 @@ class Guard:
         For `hardening.clients.fleet.clusters`; only where the policy looks for near duplicates.
         """
         return () if self._fingerprints is None else self._fingerprints.links()
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Groups of clients that seem to be one attack, as of the last look at all of them (``detect.every``)."""
+        return () if self._watch is None else self._watch.alarms
 
     def admit(self, client: str | Identity | None, rows: int) -> Decision:
         """Charge `rows` to `client` before the model runs.
@@ -245,6 +267,8 @@ class Guard:
         if slot == self._clients.pooled and not self._pooling:
             self._pooling = True
             self._tell("accounts-pooled", name, capacity=CAPACITY)
+        if self._watch is not None:
+            self._watch.meet(slot)
         return slot
 
     def _tell(self, kind: str, client: str, **evidence: Any) -> None:

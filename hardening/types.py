@@ -74,6 +74,32 @@ class Standing(NamedTuple):
     stale: bool = False
 
 
+class Alarm(NamedTuple):
+    """A group of clients who together ask what ordinary ones do not.
+
+    Attributes:
+        group: how the group was formed, in words.
+        members: how many they are.
+        clients: names of some of them, those with the most evidence of their own first.
+        rows: rows that they asked for the first time.
+        evidence: logarithm of an e-value against all of them being ordinary.
+        lanes: what speaks against them: by name, the mean score, and what it stays below for ordinary clients.
+        gap: near 1 where each asks about classes of its own, near 0 where all ask alike.
+        distance: total variation between the entropies of their answers and those of ordinary clients'.
+        since: when it was told of, in seconds since the epoch.
+    """
+
+    group: str
+    members: int
+    clients: tuple[str, ...]
+    rows: int
+    evidence: float
+    lanes: tuple[tuple[str, float, float], ...]
+    gap: float
+    distance: float
+    since: float
+
+
 class Identity(NamedTuple):
     """Who is asking, as far as a binding has made sure of it; each a name of 1 to 64 printable characters, or "".
 
@@ -111,7 +137,7 @@ class Event:
 
     Attributes:
         kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``budget-exhausted``, ``budget-granted``,
-            ``accounts-pooled``, ``started``, ``stopped``.
+            ``accounts-pooled``, ``fleet-suspected``, ``clients-suspected``, ``started``, ``stopped``.
         time: seconds since the epoch (UTC).
         client: account concerned, or "".
         evidence: further facts; never raw inputs, raw outputs or secrets.

@@ -1,7 +1,7 @@
 """The operator's endpoint of a running server: a unix socket of mode 0600, so that the file's owner is who may ask.
 
-One line of JSON asks (``{"ask": "clients"}``, or ``"grant"`` with what `Guard.grant` takes), one line answers. It is
-never on TCP.
+One line of JSON asks (``{"ask": "clients"}``, ``{"ask": "groups"}``, or ``"grant"`` with what `Guard.grant` takes), one
+line answers. It is never on TCP.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from hardening.errors import ConfigError, HardeningError
-from hardening.types import Standing
+from hardening.types import Alarm, Standing
 
 _LONGEST_QUESTION = 8192
 _TIMEOUT = 5.0
 #: Seconds that an answer may take: a server with many clients to tell of is busy with others, too.
 _PATIENCE = 60.0
 _OPTION = "--control"
+Standings = Callable[[], dict[str, Standing]]
+Alarms = Callable[[], tuple[Alarm, ...]]
 
 
 def accounts(standings: dict[str, Standing]) -> list[dict[str, Any]]:
@@ -53,6 +55,8 @@ class _Answer(socketserver.StreamRequestHandler):
     def _answer(self, asked: Any, question: dict[str, Any]) -> dict[str, Any]:
         if asked == "clients":
             return {"clients": accounts(self.server.standings())}
+        if asked == "groups":
+            return {"groups": [{k: _finite(v) for k, v in a._asdict().items()} for a in self.server.alarms()]}
         if asked != "grant" or self.server.grant is None:
             return {"error": 'ask {"ask": "clients"}'}
         try:
@@ -68,10 +72,8 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(
-        self, path: Path, standings: Callable[[], dict[str, Standing]], grant: Callable[..., None] | None
-    ) -> None:
-        self.standings, self.grant = standings, grant
+    def __init__(self, path: Path, standings: Standings, grant: Callable[..., None] | None, alarms: Alarms) -> None:
+        self.standings, self.grant, self.alarms = standings, grant, alarms
         super().__init__(str(path), _Answer, bind_and_activate=False)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -81,18 +83,18 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class Control:
     """Listens on `path` from construction on, until `close`; also a context manager.
 
-    A socket that a dead server left is replaced, that of a live one is not. `standings` and `grant` are those of a
-    guard. Raises ConfigError.
+    A socket that a dead server left is replaced, that of a live one is not. `standings`, `grant` and `alarms` are
+    those of a guard. Raises ConfigError.
     """
 
     def __init__(
-        self, path: Path, standings: Callable[[], dict[str, Standing]], grant: Callable[..., None] | None = None
+        self, path: Path, standings: Standings, grant: Callable[..., None] | None = None, alarms: Alarms = tuple
     ) -> None:
         self._path = path
         _check_free(path)
         # Bound under another name and without a listener, made private, and only then put in its place.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        self._listener = _Listener(draft, standings, grant)
+        self._listener = _Listener(draft, standings, grant, alarms)
         try:
             self._listener.server_bind()
             draft.chmod(0o600)
@@ -148,6 +150,12 @@ def ask_clients(path: Path) -> list[dict[str, Any]]:
     """The accounts of the server behind `path`, as `accounts` gives them. Raises HardeningError."""
     clients: list[dict[str, Any]] = _ask(path, {"ask": "clients"}, "clients")
     return clients
+
+
+def ask_groups(path: Path) -> list[dict[str, Any]]:
+    """The groups that the server behind `path` suspects, as `Guard.alarms` has them. Raises HardeningError."""
+    groups: list[dict[str, Any]] = _ask(path, {"ask": "groups"}, "groups")
+    return groups
 
 
 def ask_grant(path: Path, grant: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ all scores in [0, 1] with that mean a coin gains least. Lanes share the stake by
 
 A bettor that lost most of its wealth on an innocent year could not see the attack that follows. The stake is therefore
 divided beforehand: bettor j = 0, 1, ... owns ``1 / ((j+1) (j+2))`` of it and starts when the one before is ruined.
+What those who have not started own, ``1 / (j+2)``, is still there and counts: somebody new has lost nothing.
 
 Repeats are no evidence: a client that polls one hard question says nothing by asking again.
 """
@@ -114,9 +115,19 @@ class Bettors:
 
 
 def log_evidence(wealth: Any, restarts: Any) -> NDArray[np.float64]:
-    """Logarithm of an e-process: the present bettor's wealth times what it owns of the stake."""
+    """Logarithm of an e-process: the present bettor's wealth times what it owns of the stake, and what is unstaked."""
     j = np.asarray(restarts, np.float64)
-    return np.asarray(np.asarray(wealth, np.float64) - np.log((j + 1) * (j + 2)))
+    return np.asarray(np.logaddexp(np.asarray(wealth, np.float64) - np.log((j + 1) * (j + 2)), -np.log(j + 2)))
+
+
+def log_wealth(evidence: Any, restarts: Any) -> NDArray[np.float64]:
+    """The wealth, as a logarithm, with which bettor number `restarts` makes `log_evidence` what `evidence` is.
+
+    What is not staked is no less than ``1 / (restarts + 2)``: evidence below that is raised to a little above it.
+    """
+    j = np.asarray(restarts, np.float64)
+    above = np.maximum(np.asarray(evidence, np.float64) + np.log(j + 2), 2.0**-40)
+    return np.asarray(np.log(j + 1) + above + np.log(-np.expm1(-above)))
 
 
 def suspicion(evidence: Any, false_alarm: float) -> NDArray[np.float64]:

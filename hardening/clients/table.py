@@ -6,10 +6,13 @@ account. Names are found by open addressing in memory that is all there from the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import threading
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from hardening import kernels
 from hardening.clients.entropy import code_length_bits, coverage, label_entropy_bits
-from hardening.clients.evidence import log_evidence, suspicion
+from hardening.clients.evidence import log_evidence, log_wealth, suspicion
 from hardening.kernels.layout import MEMORY, Lane
 from hardening.types import Standing
 
@@ -28,17 +31,31 @@ ANONYMOUS = "anonymous"
 #: The probability that an honest client is ever flagged, where a policy does not say.
 FALSE_ALARM = 1e-4
 _MOST = 2**32 - 1
+#: Rows that are copied without letting other threads run: a quarter of a millisecond's work.
+_AT_ONCE = 256
+#: Words at the start of a row of which one changes with whatever is entered: queries, observed, classes, bits.
+_CHANGING = 4
 
 
 class Clients:
-    """The table: constant-size rows, written by kernels that are atomic under the interpreter's lock; no I/O."""
+    """The table: constant-size rows, written by kernels that are atomic under the interpreter's lock; no I/O.
+
+    A second table holds what others saw of the same clients, processes before this one or beside it (`adopt`). Bets are
+    made on what is seen here; what is said about a client is about both.
+    """
 
     def __init__(self, capacity: int) -> None:
         from hardening.kernels import accounts, places
 
         # What of a row is written together lies in as few lines as possible; the last row is the pooled account.
-        self._rows = kernels.lines((capacity + 1) * accounts.ROW.itemsize).view(accounts.ROW)
+        memory = kernels.lines((capacity + 1) * accounts.ROW.itemsize)
+        self._rows = memory.view(accounts.ROW)
         self._address = int(self._rows.ctypes.data)
+        # In words: an assignment of so few keeps the interpreter's lock, and is atomic beside the kernels.
+        self._words = memory.view(np.uint64).reshape(capacity + 1, -1)
+        self._cells = self._words[:, -accounts.ROW["cells"].itemsize // 8 :]
+        self._others = np.zeros(0, accounts.ROW)  # as many as `_rows`, once there is anything
+        self._ahead = np.zeros(capacity + 1)  # the evidence in these
         self._index = np.zeros(2 << capacity.bit_length(), np.uint64)
         self._names: list[str] = []
         self._opening = threading.Lock()
@@ -87,19 +104,41 @@ class Clients:
         entry = self._entry(client)
         return self._place(entry) if entry >= 0 else None
 
+    def name(self, slot: int) -> str:
+        """Whose account `slot` is."""
+        return POOLED if slot == self.pooled else self._names[slot]
+
     def suspicion(self, client: str, false_alarm: float = FALSE_ALARM) -> float:
         """Evidence against `client` in units of the alarm threshold; 0 without a baseline."""
         slot = self.find(client)
-        return 0.0 if slot is None else float(suspicion(evidence(self._rows[slot]), false_alarm))
+        return 0.0 if slot is None else self.suspicion_at(slot, false_alarm)
+
+    def suspicion_at(self, slot: int, false_alarm: float) -> float:
+        """The same, of the account at `slot`."""
+        return float(suspicion(evidence(self._rows[slot]) + self._ahead[slot], false_alarm))
+
+    def evidence(self) -> NDArray[np.float64]:
+        """Logarithms of the evidence against each account, the pooled one last: float64 ``(capacity + 1,)``."""
+        return np.asarray(evidence(self._rows) + self._ahead)
 
     def row(self, client: str) -> Any:
-        """A copy of the row of `client` (`kernels.accounts.ROW`), or None for a client without an account."""
+        """A copy of all that is known of `client` (`kernels.accounts.ROW`), or None for one without an account."""
         slot = self.find(client)
-        return None if slot is None else self._rows[slot].copy()
+        if slot is None:
+            return None
+        own = self._rows[slot].copy()
+        return merge(np.array([own, self._others[slot]])) if len(self._others) else own
 
     def rows(self) -> NDArray[Any]:
-        """A copy of the rows of all clients with an account, in the order of `names`."""
-        return self._rows[: len(self._names)].copy()
+        """The same of all clients with an account, in the order of `names`."""
+        count = len(self._names)
+        out = np.empty(count, self._rows.dtype)
+        for start in range(0, count, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, count))
+            out[part] = self._rows[part]
+            if len(self._others):
+                out[part] = merge(np.stack([out[part], self._others[part]]))
+        return out
 
     def standing(self, client: str, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:
         """A copy of what `client` has learnt; zeros for a client never seen."""
@@ -110,25 +149,52 @@ class Clients:
         """Clients with an account of their own, in order of appearance."""
         return tuple(self._names)
 
-    def state(self, client: str) -> bytes:
-        """What is known of `client`, to be kept; empty for a client never seen."""
-        row = self.row(client)
-        return b"" if row is None else self._layout + row.tobytes()
+    # What is kept elsewhere
 
-    def adopt(self, client: str, state: bytes) -> None:
-        """Add what was kept of `client`, by an earlier process or another replica, to its account.
+    def counters(self) -> NDArray[np.uint64]:
+        """Of each account, the pooled one last, numbers that are others whenever something was entered here."""
+        return self._words[:, :_CHANGING].copy()
 
-        Not idempotent: counts add up. Before the client is served here, for what it asks meanwhile would be lost.
-        Raises ValueError for what `state` did not return.
-        """
-        if not state:
-            return
-        head = len(self._layout)
-        if len(state) != head + self._rows.itemsize or not state.startswith(self._layout):
-            raise ValueError(f"what was kept of the client {client!r} is no state of a client, or of another version")
-        slot = self.slot(client)
-        other = np.frombuffer(state[head:], self._rows.dtype)
-        self._rows[slot] = merge(np.concatenate([self._rows[slot : slot + 1], other]))
+    def own(self, slot: int) -> Any:
+        """A copy of what this process saw of the client at `slot`."""
+        return self._rows[slot].copy()
+
+    def pack(self, row: Any) -> bytes:
+        """A row, to be kept."""
+        return self._layout + zlib.compress(row.tobytes(), 1)
+
+    def unpack(self, state: bytes) -> Any:
+        """The row that was packed. Raises ValueError for what is none, or was packed by another version."""
+        packed = b""
+        if state.startswith(self._layout):
+            with contextlib.suppress(zlib.error):
+                packed = zlib.decompress(state[len(self._layout) :])
+        if len(packed) != self._rows.itemsize:
+            raise ValueError("what was kept of a client is no state of a client, or of another version")
+        return np.frombuffer(packed, self._rows.dtype)[0]
+
+    def adopt(self, slot: int, rows: Sequence[Any]) -> None:
+        """`rows` are all that others saw of the client at `slot`, each replica's once, in place of what they were."""
+        if len(rows) or len(self._others):
+            seen = merge(np.array([*rows, np.zeros((), self._rows.dtype)]))
+            self._adopt(slice(slot, slot + 1), seen.reshape(1))
+
+    def _adopt(self, part: slice, seen: NDArray[Any]) -> None:
+        if not len(self._others):
+            self._others = np.zeros(len(self._rows), self._rows.dtype)
+        self._others[part], self._ahead[part] = seen, evidence(seen)
+        # What goes by coverage goes by all of it. A bitmap takes no harm from being kept twice.
+        self._cells[part] |= np.ascontiguousarray(seen["cells"]).view(np.uint64)
+
+    def divide(self) -> None:
+        """From now on this process is another: what it saw so far, others saw."""
+        self._opening = threading.Lock()
+        for start in range(0, len(self._rows), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            own = self._rows[part].copy()
+            if own["queries"].any() or own["observed"].any():
+                self._words[part] = 0
+                self._adopt(part, merge(np.stack([own, self._others[part]])) if len(self._others) else own)
 
 
 def evidence(rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -165,27 +231,41 @@ def standing(row: Any, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:
 
 
 def merge(rows: NDArray[Any]) -> Any:
-    """One row from several of the same client, kept by replicas that served it.
+    """One row from several of the same client, kept by replicas that served it; or of many clients at once.
+
+    Args:
+        rows: ``(replicas, ...)``.
 
     Counts add up and bitmaps are united: exactly, whatever the order and partition. Evidence multiplies, which leaves
-    it an e-process, for every replica bets on what it saw itself (Vovk & Wang 2021). Adding is not idempotent: whoever
-    merges must take each replica's row once.
+    it an e-process, for every replica bets on what it saw itself (Vovk & Wang 2021); one that is so small that a row
+    cannot say it is raised to 2**-32. Adding is not idempotent: whoever merges must take each replica's row once.
     """
-    out = np.zeros((), rows.dtype)
+    out = np.zeros(rows.shape[1:], rows.dtype)
     for name in ("queries", "observed", "bits", "rho", "entropy"):
-        out[name] = rows[name].sum()
+        out[name] = rows[name].sum(axis=0)
     for name in ("firsts", "histogram", "sums", "labels"):
         out[name] = np.minimum(rows[name].sum(axis=0, dtype=np.uint64), _MOST)
-    out["classes"] = rows["classes"].max()
+    out["classes"] = rows["classes"].max(axis=0)
     out["cells"] = np.bitwise_or.reduce(rows["cells"], axis=0)
-    asked = rows[rows["firsts"] > 0]
-    if len(asked):
-        # Later bettors share 1 / (restarts + 2) of each replica's stake, of the merged one the product of these.
-        stakes = math.prod(int(r) + 2 for r in asked["restarts"])
-        out["restarts"] = min(stakes - 2, _MOST)
-        j = float(out["restarts"])
-        out["wealth"] = math.fsum(evidence(asked)) + math.log((j + 1) * (j + 2))
-        weights = np.minimum(asked["firsts"], MEMORY).astype(np.float64)
-        out["excess"] = (asked["excess"] * weights[:, None]).sum(axis=0) / weights.sum()
-        out["recent"] = asked[int(asked["firsts"].argmax())]["recent"]
+    asked = rows["firsts"] > 0
+    # Of each replica's stake its later bettors have 1 / (restarts + 2) left, of the merged one the product of these.
+    with np.errstate(over="ignore"):
+        stakes = np.where(asked, rows["restarts"] + 2.0, 1.0).prod(axis=0)
+    restarts = np.clip(stakes - 2, 0, _MOST)
+    some = asked.any(axis=0)
+    out["restarts"] = restarts
+    out["wealth"] = np.where(some, log_wealth(_exactly(evidence(rows)), restarts), 0.0)
+    weights = np.minimum(rows["firsts"], MEMORY).astype(np.float64)
+    total = np.maximum(weights.sum(axis=0), 1.0)
+    out["excess"] = (rows["excess"] * weights[..., None]).sum(axis=0) / total[..., None]
+    latest = rows["firsts"].argmax(axis=0)[None]
+    out["recent"] = np.take_along_axis(rows["recent"], latest[..., None], axis=0)[0]
     return out
+
+
+def _exactly(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums along the first axis, whatever the order."""
+    if len(logs) < 3:
+        return np.asarray(logs.sum(axis=0))
+    columns: Sequence[Any] = logs.reshape(len(logs), -1).T.tolist()
+    return np.array([math.fsum(column) for column in columns]).reshape(logs.shape[1:])

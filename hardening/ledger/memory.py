@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hardening.ledger.amounts import KINDS, Kind
 from hardening.ledger.books import Ask, Entry, settle
-from hardening.ledger.store import Balance, Reply, check_number, milliseconds
+from hardening.ledger.store import Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
 from hardening.types import Clock
 
 
@@ -30,6 +30,8 @@ class MemoryStore:
         self._entries: dict[tuple[str, Kind], Entry] = {}
         self._held: dict[str, dict[tuple[str, Kind], int]] = {}
         self._last: dict[str, int] = {}
+        self._rows: dict[str, dict[str, bytes]] = {}
+        self._alive: dict[str, tuple[int, float]] = {}  # number of the last exchange, and until when
         #: Key, kind, amount and reason of everything granted beyond a bound.
         self.grants: list[tuple[str, Kind, int, str]] = []
 
@@ -76,6 +78,47 @@ class MemoryStore:
 
     def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
         return {key: self.read(key) for key in keys}
+
+    def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
+        with self._lock:
+            last, until = self._alive.get(replica, (0, 0.0))
+            if until == -math.inf:
+                return "ended"
+            if known and not last:
+                return "forgotten"
+            check_number(number, last)
+            self._alive[replica] = number, self._clock() + lifetime
+            for client, row in rows.items():
+                self._rows.setdefault(client, {})[replica] = row
+            return "kept"
+
+    def kept(self, clients: Sequence[str]) -> list[list[Slot]]:
+        with self._lock:
+            return [
+                [Slot(replica, self._dead(replica), row) for replica, row in self._rows.get(client, {}).items()]
+                for client in clients
+            ]
+
+    def fold(self, folds: Sequence[Fold]) -> int:
+        with self._lock:
+            done = 0
+            for client, before, into, row in folds:
+                rows = self._rows.get(client, {})
+                if all(rows.get(replica) == old and self._dead(replica) for replica, old in before.items()):
+                    for replica in before:
+                        del rows[replica]
+                        if replica in self._alive:
+                            self._alive[replica] = 0, -math.inf
+                    rows[into] = row
+                    done += 1
+            return done
+
+    def _dead(self, replica: str) -> bool:
+        return self._alive.get(replica, (0, -math.inf))[1] < self._clock()
+
+    def end(self, replica: str) -> None:
+        with self._lock:
+            self._alive[replica] = 0, -math.inf
 
     def close(self) -> None:
         """Nothing is held open."""

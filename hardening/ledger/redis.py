@@ -9,6 +9,7 @@ the copy had not received: replicas tell it again what they hold, but nobody tel
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import hashlib
@@ -16,17 +17,18 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import KINDS, Kind
 from hardening.ledger.books import Ask
-from hardening.ledger.script import EXTEND, LEASE, READ
-from hardening.ledger.store import BATCH, FORGET, Balance, Reply, check_number, milliseconds
+from hardening.ledger.script import EXTEND, FOLD, KEEP, KEPT, LEASE, READ
+from hardening.ledger.store import BATCH, FORGET, Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
 from hardening.types import Clock
 
 ACCOUNT, REPLICA, GRANTS = "hardening:account:", "hardening:replica:", "hardening:grants"
+CLIENT, KEEPER = "hardening:client:", "hardening:keeper:"
 #: Replicas by the time that they were heard of last.
 ROLL = "hardening:replicas"
 #: Seconds by which the server's clock may drift from this machine's monotonic one between two exchanges.
@@ -138,6 +140,37 @@ class RedisStore:
                 found[key] = {kind: Balance(int(n[0]), int(n[1])) for kind, n in numbers.items()}
         return found
 
+    def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
+        arguments = [replica, number, int(known), lifetime, FORGET, self._now(), *map(_text, rows.values())]
+        keys = [KEEPER + replica, *(CLIENT + client for client in rows)]
+        status, last = self._with(lambda: self._run(KEEP, keys, arguments))
+        if status == "kept":
+            check_number(number, int(last))
+        return cast(Kept, status)
+
+    def kept(self, clients: Sequence[str]) -> list[list[Slot]]:
+        keys = [CLIENT + client for client in clients]
+        found = self._with(lambda: self._run(KEPT, keys, [KEEPER, self._now()]))
+        return [
+            [Slot(flat[i], bool(flat[i + 1]), base64.b64decode(flat[i + 2])) for i in range(0, len(flat), 3)]
+            for flat in found
+        ]
+
+    def fold(self, folds: Sequence[Fold]) -> int:
+        arguments: list[Any] = [KEEPER, self._now(), FORGET]
+        for fold in folds:
+            arguments += fold.into, _text(fold.row), len(fold.rows)
+            for replica, row in fold.rows.items():
+                arguments += replica, _text(row)
+        return int(self._with(lambda: self._run(FOLD, [CLIENT + fold.client for fold in folds], arguments)))
+
+    def end(self, replica: str) -> None:
+        self._with(lambda: self._call("HSET", KEEPER + replica, "ended", 1))
+        self._with(lambda: self._call("EXPIRE", KEEPER + replica, FORGET))
+
+    def _now(self) -> int | str:
+        return "" if self._clock is None else int(self._clock())
+
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
@@ -201,3 +234,8 @@ class RedisStore:
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = None
+
+
+def _text(row: bytes) -> str:
+    """Answers are decoded as text, so that is what rows are."""
+    return base64.b64encode(row).decode()

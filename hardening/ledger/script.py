@@ -142,3 +142,75 @@ for i = 1, #KEYS do
 end
 return found
 """
+
+#: KEYS: the replica's record, then what is kept of each client. ARGV: the replica, number of the exchange, whether it
+#: has kept something before, seconds to live, seconds to remember it, seconds since the epoch or "", then a row for
+#: each client. Returns what became of it, and the number of the exchange before.
+KEEP = """
+local record, number = KEYS[1], tonumber(ARGV[2])
+local known = redis.call('HMGET', record, 'number', 'ended')
+if known[2] then return {'ended', '0'} end
+if not known[1] and ARGV[3] == '1' then return {'forgotten', '0'} end
+local last = known[1] or '0'
+if number <= tonumber(last) then return {'kept', last} end
+local now = tonumber(ARGV[6]) or tonumber(redis.call('TIME')[1])
+redis.call('HSET', record, 'number', ARGV[2], 'until', string.format('%.0f', now + tonumber(ARGV[4])))
+redis.call('EXPIRE', record, ARGV[5])
+for i = 2, #KEYS do redis.call('HSET', KEYS[i], ARGV[1], ARGV[5 + i]) end
+return {'kept', last}
+"""
+
+#: Whether a replica is dead: it ended, it is overdue, or nothing is known of it. ARGV[1]: what the names of records
+#: begin with. ARGV[2]: seconds since the epoch, or "".
+_DEAD = """
+local now = tonumber(ARGV[2]) or tonumber(redis.call('TIME')[1])
+local known = {}
+local function dead(replica)
+    if known[replica] == nil then
+        local found = redis.call('HMGET', ARGV[1] .. replica, 'until', 'ended')
+        known[replica] = not found[1] or found[2] ~= false or tonumber(found[1]) < now
+    end
+    return known[replica]
+end
+"""
+
+#: KEYS: what is kept of each client. Returns for each: replica, whether it is dead, row, for each replica.
+KEPT = f"""{_DEAD}
+local reply = {{}}
+for i, key in ipairs(KEYS) do
+    local rows, slots = redis.call('HGETALL', key), {{}}
+    for j = 1, #rows, 2 do
+        slots[#slots + 1] = rows[j]
+        slots[#slots + 1] = dead(rows[j]) and 1 or 0
+        slots[#slots + 1] = rows[j + 1]
+    end
+    reply[i] = slots
+end
+return reply
+"""
+
+#: KEYS: what is kept of each fold's client. ARGV[3]: seconds to remember who is ended; then for each fold its new name,
+#: its row, how many replicas, and of each of these its name and row. Returns how many were done.
+FOLD = f"""{_DEAD}
+local at, done = 4, 0
+for _, key in ipairs(KEYS) do
+    local into, row, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+    local last, there = at + 1 + 2 * count, true
+    for j = at + 3, last, 2 do
+        there = there and redis.call('HGET', key, ARGV[j]) == ARGV[j + 1] and dead(ARGV[j])
+    end
+    if there then
+        for j = at + 3, last, 2 do
+            redis.call('HDEL', key, ARGV[j])
+            if redis.call('EXISTS', ARGV[1] .. ARGV[j]) == 1 then
+                redis.call('HSET', ARGV[1] .. ARGV[j], 'ended', '1')
+                redis.call('EXPIRE', ARGV[1] .. ARGV[j], ARGV[3])
+            end
+        end
+        redis.call('HSET', key, into, row)
+        done = done + 1
+    end
+    at = last + 2
+end
+return done
+"""

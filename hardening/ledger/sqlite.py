@@ -12,14 +12,25 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import Kind
 from hardening.ledger.books import Ask, Entry, settle
-from hardening.ledger.store import BATCH, FORGET, REMEMBERED, Balance, Reply, check_number, milliseconds
+from hardening.ledger.store import (
+    BATCH,
+    FORGET,
+    REMEMBERED,
+    Balance,
+    Fold,
+    Kept,
+    Reply,
+    Slot,
+    check_number,
+    milliseconds,
+)
 from hardening.types import Clock
 
 VERSION = 1
@@ -34,6 +45,15 @@ CREATE TABLE IF NOT EXISTS held (replica TEXT, key TEXT, kind TEXT, granted INTE
     PRIMARY KEY (replica, key, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS grants (time INTEGER, key TEXT, kind TEXT, amount INTEGER, reason TEXT);
 PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+#: Came later, and is added to ledgers that were made before.
+_KEPT = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS kept (client TEXT, replica TEXT, row BLOB NOT NULL, PRIMARY KEY (client, replica))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS keepers (replica TEXT PRIMARY KEY, number INTEGER NOT NULL, until INTEGER NOT NULL,
+    ended INTEGER NOT NULL) WITHOUT ROWID;
 COMMIT;
 """
 #: Connections of the parent. They must not even be closed in the child (https://www.sqlite.org/howtocorrupt.html 2.6).
@@ -117,6 +137,44 @@ class SqliteStore:
                     found[key][cast(Kind, kind)] = Balance(total, extra)
         return found
 
+    def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
+        with self._transaction() as sql:
+            row = sql.execute("SELECT number, ended FROM keepers WHERE replica = ?", (replica,)).fetchone()
+            if row and row[1]:
+                return "ended"
+            if known and not row:
+                return "forgotten"
+            check_number(number, row[0] if row else 0)
+            until = int(self._clock()) + lifetime
+            sql.execute("REPLACE INTO keepers VALUES (?, ?, ?, 0)", (replica, number, until))
+            sql.executemany("REPLACE INTO kept VALUES (?, ?, ?)", [(c, replica, row) for c, row in rows.items()])
+            return "kept"
+
+    def kept(self, clients: Sequence[str]) -> list[list[Slot]]:
+        with self._transaction("BEGIN") as sql:
+            now, found = int(self._clock()), []
+            for client in clients:
+                rows = sql.execute(_SLOTS, (now, client)).fetchall()
+                found.append([Slot(replica, bool(dead), row) for replica, dead, row in rows])
+            return found
+
+    def fold(self, folds: Sequence[Fold]) -> int:
+        with self._transaction() as sql:
+            now, done = int(self._clock()), 0
+            for client, before, into, row in folds:
+                dead = {replica: old for replica, dead, old in sql.execute(_SLOTS, (now, client)) if dead}
+                if before.items() <= dead.items():
+                    each = [(replica,) for replica in before]
+                    sql.executemany("UPDATE keepers SET ended = 1 WHERE replica = ?", each)
+                    sql.executemany("DELETE FROM kept WHERE client = ? AND replica = ?", [(client, *e) for e in each])
+                    sql.execute("INSERT INTO kept VALUES (?, ?, ?)", (client, into, row))
+                    done += 1
+            return done
+
+    def end(self, replica: str) -> None:
+        with self._transaction() as sql:
+            sql.execute("UPDATE keepers SET ended = 1 WHERE replica = ?", (replica,))
+
     def close(self) -> None:
         with self._lock:
             self._drop()
@@ -182,6 +240,9 @@ class SqliteStore:
             raise ConfigError("ledger.url", f"{str(self._path)!r}: its file system has no write-ahead log for SQLite")
         if version != VERSION:
             sql.executescript(_SCHEMA)
+        if not sql.execute("SELECT count(*) FROM sqlite_master WHERE name = 'keepers'").fetchone()[0]:
+            sql.executescript(_KEPT)
+        sql.execute("DELETE FROM keepers WHERE until < ?", (int(self._clock()) - FORGET,))
         _forget_silent(sql, int(self._clock()) - FORGET)
 
     def _identify(self) -> tuple[int, int] | None:
@@ -224,6 +285,12 @@ def _version(sql: sqlite3.Connection, path: Path) -> int:
     if version != VERSION and (version or tables):
         raise ConfigError("ledger.url", f"{str(path)!r} is not a ledger of version {VERSION}")
     return int(version)
+
+
+#: What replicas keep of a client; dead is who ended, who is overdue, and whoever nothing is known of.
+_SLOTS = """
+SELECT replica, coalesce(ended OR until < ?, 1), row FROM kept LEFT JOIN keepers USING (replica) WHERE client = ?
+"""
 
 
 def _last(sql: sqlite3.Connection, replica: str) -> tuple[int, bool]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from hardening.errors import LedgerError
 from hardening.ledger.amounts import Kind
@@ -43,8 +43,32 @@ class Balance(NamedTuple):
     extra: int
 
 
+class Slot(NamedTuple):
+    """What one replica keeps of a client: `row`, as it wrote it; `dead` if it will not write it again."""
+
+    replica: str
+    dead: bool
+    row: bytes
+
+
+class Fold(NamedTuple):
+    """One row in place of several: `row` is kept under the name `into`, a new one, instead of `rows`, by replica."""
+
+    client: str
+    rows: Mapping[str, bytes]
+    into: str
+    row: bytes
+
+
+#: ``kept``: it is. ``ended``: somebody took the replica for dead, nothing was kept. ``forgotten``: the store lost what
+#: it knew of the replica, nothing was kept.
+Kept = Literal["kept", "ended", "forgotten"]
+
+
 class Store(Protocol):
-    """The durable totals. Every method but `close` and `abandon` raises LedgerError when the books cannot be had.
+    """The durable totals, and rows of clients, which mean nothing to the store.
+
+    Every method but `close` and `abandon` raises LedgerError when the books cannot be had.
 
     Attributes:
         heartbeat: seconds after which a replica that had nothing to say should say so.
@@ -81,6 +105,26 @@ class Store(Protocol):
 
     def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
         """What they say about each of these accounts. Exchanges do not wait for it."""
+
+    def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
+        """Keep rows by client, each in place of what `replica` kept of it; atomically, durably, in one round trip.
+
+        The replica counts as alive for `lifetime` seconds from now. `number` is as in `lease`. `known` says that it has
+        kept something before.
+        """
+
+    def kept(self, clients: Sequence[str]) -> list[list[Slot]]:
+        """What all replicas keep of each of `clients`. One round trip."""
+
+    def fold(self, folds: Sequence[Fold]) -> int:
+        """Put one row in place of several, durably, in one round trip; how often that was done.
+
+        Each fold is done wholly, or not at all if one of its replicas is alive, or keeps something else by now. None of
+        them can keep anything from now on.
+        """
+
+    def end(self, replica: str) -> None:
+        """A replica that keeps rows says that it will not write again."""
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -95,3 +95,11 @@ def test_a_baseline_that_is_none(folder: Path, make: object, path: str) -> None:
 def test_a_false_alarm_that_is_no_chance(folder: Path) -> None:
     with pytest.raises(ConfigError, match="false_alarm"):
         parse_policy(POLICY.replace("1e-3", "0.5"), folder)
+
+
+@pytest.mark.parametrize("every", ["60s", "0m", "", "2d", "25h"])
+def test_how_often_is_a_span_of_up_to_a_day(folder: Path, every: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_policy(POLICY.replace("false_alarm = 1e-3", f'every = "{every}"'), folder)
+    assert caught.value.path == "detect.every"
+    assert parse_policy(POLICY.replace("false_alarm = 1e-3", 'every = "24h"'), folder).detect.every == "24h"

@@ -172,6 +172,27 @@ def test_merged_evidence_is_still_an_e_process(replicas: int) -> None:
         assert (highest >= -math.log(alpha)).mean() <= alpha + 3 * math.sqrt(alpha / n)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_many_short_lives_on_the_edge_of_the_null_are_no_evidence(rows: int) -> None:
+    """Each process bets anew, and what all before it saw is folded: whoever looks, whenever, is bound by Ville."""
+    rng, n, mu = np.random.default_rng(rows), 2000, 0.2
+    baseline = flat(
+        mu, HIGH=mu, BOUNDARY=mu, LOW=0.99, TAIL=0.99, DUPLICATE=0.99, COLLAPSE=0.99, DIVERSE=0.99, NOVEL=0.99
+    )
+    highest, key, before = np.full(n, -math.inf), 0, np.zeros(n, accounts.ROW)
+    for _ in range(120 // rows):
+        clients = Clients(n)
+        for _ in range(rows):
+            hit = rng.random(n) < mu
+            asked = np.stack([np.where(hit, 1.5, 0.5), rng.integers(0, 9, n), rng.integers(0, 4096, n), ~hit / 2], 1)
+            fold(clients, baseline, np.arange(n), Summaries(asked, np.arange(key + 1, key + n + 1, dtype=np.uint32)))
+            key += n
+            highest = np.maximum(highest, evidence(clients._rows[:n]) + evidence(before))
+        before = merge(np.stack([before, clients._rows[:n]]))
+    for alpha in (0.1, 0.01):
+        assert (highest >= -math.log(alpha)).mean() <= alpha + 3 * math.sqrt(alpha / n)
+
+
 def test_nothing_of_the_evidence_is_lost_in_merging() -> None:
     rows = np.zeros(3, accounts.ROW)
     rows["firsts"], rows["wealth"], rows["restarts"] = [9, 200, 0], [1.5, 2.5, 0], [0, 3, 0]
@@ -188,15 +209,15 @@ def test_what_is_kept_of_a_client_outlives_the_process() -> None:
     first.slot("alice")
     fold(first, flat(), np.zeros(40), asked)
     second.slot("bob")
-    second.adopt("alice", first.state("alice"))
-    second.adopt("alice", first.state("nobody"))
+    kept = first.pack(first.own(0))
+    second.adopt(second.slot("alice"), [second.unpack(kept)])
+    second.adopt(second.slot("alice"), [second.unpack(kept)])  # replaces what was adopted before
     assert second.standing("alice", "t") == first.standing("alice", "t")
     assert second.standing("alice", "t").suspicion > 0
     assert second.names() == ("bob", "alice")
-    kept = first.state("alice")
-    for wrong in (b"abc", kept[:-1], bytes(8) + kept[8:]):
-        with pytest.raises(ValueError, match="client 'alice' is no state of a client, or of another version"):
-            second.adopt("alice", wrong)
+    for wrong in (b"", b"abc", kept[:-1], bytes(8) + kept[8:], kept[:8]):
+        with pytest.raises(ValueError, match="is no state of a client, or of another version"):
+            second.unpack(wrong)
 
 
 def test_a_guard_that_is_given_a_baseline_gathers_evidence(tmp_path: Path) -> None:

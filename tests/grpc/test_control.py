@@ -13,19 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardening_grpc.commands.clients import Accounts
-from hardening_grpc.control import Control, accounts, ask_clients
+from hardening_grpc.commands.clients import Accounts, suspects
+from hardening_grpc.control import Control, accounts, ask_clients, ask_groups
 from rich.console import Console
 
 import hardening
 from hardening.cli import main
 from hardening.config import Output, Policy
 from hardening.errors import ConfigError, HardeningError
-from hardening.guard import CAPACITY
 from hardening.ledger import Budget
 from hardening.testing import RecordingSink
 from hardening.transforms import Types
-from hardening.types import Standing
+from hardening.types import Alarm, Standing
 
 STANDINGS = {
     "alice": Standing(
@@ -145,6 +144,40 @@ def shown(standings: dict[str, Standing], width: int) -> str:
     return out.getvalue()
 
 
+ALARM = Alarm(
+    "400 that appeared from 300 on", 400, ("[bold]sybil-1", "sybil-2", "sybil-3", "sybil-4"), 4000, 1529.4,
+    (("high", 0.85, 0.259), ("collapse", 0.316, 0.149)), 0.03, 0.48, 100.0,
+)  # fmt: skip
+
+
+def test_groups_that_are_suspected(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Control(path, lambda: STANDINGS, alarms=lambda: (ALARM, ALARM._replace(evidence=float("inf"), members=5))):
+        assert ask_groups(path)[0] == json.loads(json.dumps(ALARM._asdict()))
+        assert main(["clients", "--control", str(path), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said == {"clients": json.loads(json.dumps(accounts(STANDINGS))), "groups": ask_groups(path)}
+        assert said["groups"][1]["evidence"] is None
+        assert main(["clients", "--control", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert shown.index("clients: 3") < shown.index("suspected together: 2")
+    with Control(path, lambda: STANDINGS):
+        assert ask_groups(path) == []
+        assert main(["clients", "--control", str(path)]) == 0
+        assert "suspected" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_of_groups(width: int) -> None:
+    out = io.StringIO()
+    Console(width=width, file=out).print(suspects(json.loads(json.dumps([ALARM._asdict()]))))
+    said = " ".join(out.getvalue().split())
+    for part in ("400", "4,000", "1,529", "0.03", "[bold]", "sybil-2"):
+        assert part in said
+    if width > 80:
+        assert "high 0.85 > 0.26, collapse 0.32 > 0.15" in said
+        assert "[bold]sybil-1, sybil-2, sybil-3, ..." in said
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table(width: int) -> None:
     text = shown(STANDINGS, width)
@@ -197,11 +230,12 @@ def test_a_table_that_is_full(path: Path, tmp_path: Path) -> None:
     rules = Policy({"p": Output("simplex", tiers)}, budgets={"credential": Budget(bits=100.0)}, root=tmp_path)
     scores = {"p": np.array([[0.1, 0.2, 0.3, 0.4]], "f4")}
     with hardening.Guard(rules, sink=RecordingSink()) as guard, Control(path, guard.clients):
-        for i in range(CAPACITY):
+        capacity = guard._clients.pooled
+        for i in range(capacity):
             guard.harden(scores, client=f"client {i}")
         guard.harden(scores, client="client 7")
         rows = ask_clients(path)
-    assert len(rows) == CAPACITY
+    assert len(rows) == capacity
     assert rows[0]["client"] == "client 7"
     assert rows[0]["spent"] == pytest.approx(2 * np.log2(176851) / 100)
     assert {row["spent"] for row in rows[1:]} == {rows[0]["spent"] / 2}

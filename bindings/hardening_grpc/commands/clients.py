@@ -4,6 +4,8 @@ Of each client: rows asked, bits released and the share of its budget that they 
 threshold), the tier that answers next; then entropies of its questions in bits a row and the share of the score space
 that it has seen, as far as the terminal has room. --json has all of it.
 
+Below them stand groups of clients who together ask what ordinary ones do not, if there are any.
+
 A grant is the only thing that gives a client more than the policy's budget. It stays in the books, with its reason.
 """
 
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich import box
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, Group
 from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
@@ -31,7 +33,7 @@ from hardening.cli.options import amount, seconds
 from hardening.config import load_policy
 from hardening.errors import ConfigError
 from hardening.ledger.amounts import RUNGS
-from hardening_grpc.control import ask_clients, ask_grant
+from hardening_grpc.control import ask_clients, ask_grant, ask_groups
 
 EXAMPLE = """hardening clients --control hardening.sock --watch
   hardening clients grant alice --bits 1e6 --reason "contract renewed" --control hardening.sock"""
@@ -150,25 +152,52 @@ class Accounts:
         return out
 
 
+def suspects(groups: list[dict[str, Any]]) -> Table:
+    """Groups that seem to be one attack, most evidence first."""
+    out = Table(
+        title=f"suspected together: {len(groups)}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    out.add_column("group", overflow="fold", min_width=8)
+    for heading in ("clients", "rows", "ln e", "label\ngap"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("what speaks against them", overflow="fold")
+    out.add_column("among them", overflow="fold")
+    for g in groups:
+        lanes = ", ".join(f"{lane} {mean:.2f} > {limit:.2f}" for lane, mean, limit in g["lanes"])
+        numbers = [_number(g["members"], ","), _number(g["rows"], ","), _number(g["evidence"], ",.0f")]
+        some = [*g["clients"][:3], *["..."] * (g["members"] > 3)]
+        out.add_row(Text(g["group"]), *numbers, _number(g["gap"], ".2f"), Text(lanes), Text(", ".join(some)))
+    return out
+
+
+def _shown(looked: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> Group:
+    clients, groups = looked
+    return Group(Accounts(clients), *[suspects(groups)] * bool(groups))
+
+
 def run(options: argparse.Namespace) -> int:
     if options.control is None:
         raise ConfigError("--control", "missing: the socket that `hardening serve --control` was given")
     with contextlib.suppress(KeyboardInterrupt):
         if options.json:
-            for clients in _looks(options):
-                print(json.dumps({"clients": clients}), flush=True)
+            for clients, groups in _looks(options):
+                print(json.dumps({"clients": clients, "groups": groups}), flush=True)
         elif not (options.watch and sys.stdout.isatty()):
-            for clients in _looks(options):
-                Console().print(Accounts(clients))
+            for looked in _looks(options):
+                Console().print(_shown(looked))
                 sys.stdout.flush()
         else:
             with Live(screen=True, auto_refresh=False) as live:
-                for clients in _looks(options):
-                    live.update(Accounts(clients), refresh=True)
+                for looked in _looks(options):
+                    live.update(_shown(looked), refresh=True)
     return 0
 
 
-def _looks(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    yield ask_clients(options.control)
+def _looks(options: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    yield ask_clients(options.control), ask_groups(options.control)
     while options.watch and not threading.Event().wait(options.every):
-        yield ask_clients(options.control)
+        yield ask_clients(options.control), ask_groups(options.control)

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(session.guard.close)
         if options.control:
-            stack.enter_context(Control(options.control, session.guard.clients, session.guard.grant))
+            guard = session.guard
+            stack.enter_context(Control(options.control, guard.clients, guard.grant, guard.alarms))
         stop = stack.enter_context(stop_signals())
         server = Server(
             name,
