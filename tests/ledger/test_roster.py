@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from hardening.errors import LedgerError
 from hardening.ledger import Account, Budget, Cost, Ledger, Window
 from hardening.ledger.amounts import UNITS
+from hardening.ledger.books import Ask
 from hardening.ledger.memory import MemoryStore
 from hardening.ledger.sqlite import SqliteStore
 from hardening.ledger.store import BATCH, Store
@@ -66,6 +68,25 @@ def test_a_durable_store_has_room_for_everybody(tmp_path: Path) -> None:
     assert {balance["bits"].total for balance in store.read_all(names).values()} == {BIT}
     assert store.read(ALICE.key)["bits"].total == 2 * BIT
     store.close()
+
+
+def test_parting_twice_is_parting_once(store: Store) -> None:
+    """The answer was lost, and the same is sent again; what was forgotten is not told to the books a second time."""
+
+    def ask(own: int, used: int, need: int = 0, known: int = 0) -> Ask:
+        return Ask(ALICE.key, "bits", own, used, need, need, 1 << 40, 0, known)
+
+    assert store.lease("a", 1, [ask(0, 0, need=100)]).granted == [100]
+    assert store.part("a", 2, [ask(30, 30, known=100)]).granted == [30]
+    assert store.part("a", 2, [ask(30, 30, known=100)]).last == 2
+    assert store.read(ALICE.key)["bits"].total == 30
+    with pytest.raises(LedgerError, match="overtaken"):
+        store.lease("a", 2, [ask(0, 0, need=5)])
+    reply = store.lease("a", 3, [ask(0, 0, need=5)])
+    assert (reply.last, reply.granted, reply.restored) == (2, [5], [0])
+    with pytest.raises(LedgerError, match="overtaken"):
+        store.part("a", 2, [ask(30, 30, known=100)])
+    assert store.read(ALICE.key)["bits"].total == 35
 
 
 def test_who_is_served_is_not_forgotten() -> None:
