@@ -218,7 +218,7 @@ def test_a_server_with_books_is_asked_only_if_that_is_wanted(folder: Path, capsy
         change(folder, "sqlite:///books.db", server.url)
         assert main(["check", str(folder / "policy.toml"), "--connect"]) == 0
     finally:
-        server.kill()
+        server.close()
     assert main(["check", str(folder / "policy.toml")]) == 0
     assert main(["check", str(folder / "policy.toml"), "--connect"]) == 2
     assert "hardening check: ledger.url: " in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_a_server_with_books_is_asked_only_if_that_is_wanted(folder: Path, capsy
         assert main(["check", str(folder / "policy.toml"), "--connect"]) == 2
         assert "hardening check: ledger.durability: " in capsys.readouterr().err
     finally:
-        forgetful.kill()
+        forgetful.close()
     change(folder, "[ledger]", '[ledger]\npassword = "env:HARDENING_TEST_ABSENT"')
     assert main(["check", str(folder / "policy.toml")]) == 2
     assert "ledger.password: the environment variable HARDENING_TEST_ABSENT is not set" in capsys.readouterr().err

@@ -249,7 +249,7 @@ def test_while_the_server_is_away_everybody_is_answered(tmp_path: Path) -> None:
             ask(guard, "user", 1)
             assert guard.standing("user").queries == 2
     finally:
-        server.kill()
+        server.close()
 
 
 def test_a_store_that_is_none_is_refused_as_for_budgets(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ TIERS = ["normal", "suspect", "label"]
 #: The demo with a clock that stands, so that on a busy machine it asks no less than on others: copies from fewer
 #: answers are too much alike to tell apart.
 UNHURRIED = """
-import sys, types
+import os, sys, types
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or it would run in another process, with a clock that goes
 from hardening.cli import main
 from hardening_onnx.demo import questions
 questions.time = types.SimpleNamespace(monotonic=lambda: 0.0)
@@ -33,7 +34,7 @@ sys.exit(main())
 
 def demo(*arguments: str, program: tuple[str, str] = ("-m", "hardening")) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *program, "demo", *arguments]
-    environment = os.environ | {"COLUMNS": "100", "OPENBLAS_NUM_THREADS": "1"}  # or it would begin anew with this
+    environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
