@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NoReturn
 
 from hardening.answer import Answer
@@ -21,7 +21,8 @@ from hardening.events import Once
 from hardening.forks import watch
 from hardening.ladder import Caller, Ladder
 from hardening.ledger import Account, Cost, Ledger, Shortfall
-from hardening.ledger.amounts import UNITS
+from hardening.ledger.amounts import UNITS, Kind
+from hardening.ledger.store import Balance
 from hardening.policy import CALM, DENY, Acting, Query, decide, fallen_back, stricter
 from hardening.prices import Prices
 from hardening.repeats import MOST as FEW
@@ -273,27 +274,42 @@ class Admission:
 
     # What the operator asks and does
 
-    def standing(self, row: Standing, client: str, slot: int | None) -> Standing:
-        """`row` with what the books say about `client`, one look into them, and the tier that answers now."""
-        tier = self._default
-        if slot is not None:
-            tier = self._fallen.get(slot, tier)
-            rules, acting = self._policy.respond, self._acting.get(slot, CALM)
-            if rules.suspicion and not rules.shadow:
-                choice, _ = decide(rules, acting, self._suspicion(client, slot), Query(0, self._clock()))
-                tier = stricter(self._tiers, tier, DENY if choice.refusal else choice.tier or self._default)
-        return self._accounted(row._replace(suspicion=self._suspicion(client, slot), tier=tier), client)
+    def standings(self, rows: Mapping[str, tuple[Standing, int | None]]) -> dict[str, Standing]:
+        """Rows of clients and their slots, with what the books say about them and the tiers that answer now."""
+        books = self._look([client for client in rows if client != POOLED])
+        found = {}
+        for client, (row, slot) in rows.items():
+            suspicion = self._suspicion(client, slot)
+            tier = self._default if slot is None else self._answering(slot, suspicion)
+            found[client] = self._accounted(row._replace(suspicion=suspicion, tier=tier), client, books)
+        return found
 
-    def _accounted(self, row: Standing, client: str) -> Standing:
-        budget = self._policy.budgets.get("credential")
-        if self._ledger is None or budget is None or client == POOLED:
-            return row
-        account = Account("credential", client)
+    def _answering(self, slot: int, suspicion: float) -> str:
+        tier = self._fallen.get(slot, self._default)
+        rules, acting = self._policy.respond, self._acting.get(slot, CALM)
+        if rules.suspicion and not rules.shadow:
+            choice, _ = decide(rules, acting, suspicion, Query(0, self._clock()))
+            tier = stricter(self._tiers, tier, DENY if choice.refusal else choice.tier or self._default)
+        return tier
+
+    def _look(self, clients: Sequence[str]) -> dict[str, dict[Kind, Balance]] | None:
+        """What the books say about the budgets of clients, if there are any; None if the books cannot be had."""
+        if self._ledger is None or "credential" not in self._policy.budgets:
+            return {}
         try:
-            balances, held = self._ledger.balance(account), self._ledger.held(account)
+            balances = self._ledger.balances([Account("credential", client) for client in clients])
         except LedgerError:
+            return None
+        return {account.name: found for account, found in balances.items()}
+
+    def _accounted(self, row: Standing, client: str, books: dict[str, dict[Kind, Balance]] | None) -> Standing:
+        if books is None:
+            return row._replace(stale=client != POOLED)
+        if client not in books:
             return row
-        shares = [row.spent]
+        assert self._ledger is not None
+        balances, held = books[client], self._ledger.held(Account("credential", client))
+        budget, shares = self._policy.budgets["credential"], [row.spent]
         for kind, unit in zip(("bits", "rho"), UNITS, strict=False):
             if kind in balances and kind in budget.bounds:
                 balance = balances[kind]

@@ -10,7 +10,6 @@ from hardening.errors import ConfigError, InputError
 from hardening.events import LogSink
 from hardening.keys import read_reference
 from hardening.ledger import Account, Cost, Ledger, check_store, open_ledger, open_store
-from hardening.ledger.ledger import CAPACITY
 from hardening.ledger.store import Store
 from hardening.types import Clock, Sink
 
@@ -18,13 +17,9 @@ _LONGEST_REASON = 500
 
 
 def open_budgets(policy: Policy, sink: Sink, clock: Clock = time.time) -> Ledger:
-    """The ledger over the books that `policy` names, with room for an account of each client on each rung.
-
-    Raises ConfigError.
-    """
-    rules, said = policy.ledger, _password(policy)
-    room = max(CAPACITY, policy.clients.capacity * len(policy.budgets))
-    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock, capacity=room)
+    """The ledger over the books that `policy` names. Raises ConfigError."""
+    rules, said, clients = policy.ledger, _password(policy), policy.clients.capacity
+    return open_ledger(rules, policy.budgets, root=policy.root, password=said, sink=sink, clock=clock, clients=clients)
 
 
 def check_budgets(policy: Policy, connect: bool = False) -> None:

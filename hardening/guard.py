@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -204,8 +204,14 @@ class Guard:
 
     def standing(self, client: str) -> Standing:
         """What `client` has learnt so far; bits and rho by the books where they bound a credential, else from here."""
-        row = self._clients.standing(client, self.policy.tiers[0], self.policy.detect.false_alarm)
-        return row if self._admission is None else self._admission.standing(row, client, self._clients.seat(client))
+        return self._standings([client])[client]
+
+    def _standings(self, clients: Iterable[str]) -> dict[str, Standing]:
+        tier, alarm = self.policy.tiers[0], self.policy.detect.false_alarm
+        rows = {client: self._clients.standing(client, tier, alarm) for client in clients}
+        if self._admission is None:
+            return rows
+        return self._admission.standings({client: (row, self._clients.seat(client)) for client, row in rows.items()})
 
     def grant(self, client: str, *, bits: float = 0.0, rho: float = 0.0, reason: str, rung: str = "credential") -> None:
         """Allow an account more than the policy's bound, for good; `client` is its name on that `rung`.
@@ -218,9 +224,10 @@ class Guard:
 
     def clients(self) -> dict[str, Standing]:
         """The standing of every client, and of the pooled account if it was used."""
-        standings = {name: self.standing(name) for name in self._clients.names()}
-        pooled = self.standing(POOLED)
-        return standings | ({POOLED: pooled} if pooled.queries else {})
+        standings = self._standings([*self._clients.names(), POOLED])
+        if not standings[POOLED].queries:
+            del standings[POOLED]
+        return standings
 
     def links(self) -> tuple[tuple[int, int, int], ...]:
         """Clients, by their place in `clients`, whose questions nearly repeat each other's, and how often they did.

@@ -57,6 +57,7 @@ class Standing(NamedTuple):
         tier: name of the tier that answers this client now, or ``deny``.
         histogram: rows by entropy of the clean scores, in eighths of the largest possible entropy.
         spent: share of the client's own lifetime budget that is spent, in [0, 1]; 0 where there is none.
+        stale: whether the books could not be had, so that bits, rho and spent are what this process knows by itself.
     """
 
     queries: int = 0
@@ -70,6 +71,7 @@ class Standing(NamedTuple):
     tier: str = ""
     histogram: tuple[int, ...] = (0,) * 8
     spent: float = 0.0
+    stale: bool = False
 
 
 class Alarm(NamedTuple):

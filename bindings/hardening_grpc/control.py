@@ -23,6 +23,8 @@ from hardening.types import Alarm, Standing
 
 _LONGEST_QUESTION = 8192
 _TIMEOUT = 5.0
+#: Seconds that an answer may take: a server with many clients to tell of is busy with others, too.
+_PATIENCE = 60.0
 _OPTION = "--control"
 Standings = Callable[[], dict[str, Standing]]
 Alarms = Callable[[], tuple[Alarm, ...]]
@@ -167,6 +169,7 @@ def _ask(path: Path, question: dict[str, Any], wanted: str) -> Any:
             connection.settimeout(_TIMEOUT)
             connection.connect(str(path))
             connection.sendall(json.dumps(question).encode() + b"\n")
+            connection.settimeout(_PATIENCE)
             with connection.makefile("rb") as stream:
                 answer = json.loads(stream.readline())
         if isinstance(answer, dict) and "error" in answer:

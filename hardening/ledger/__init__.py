@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import Account, Budget, Cost, Shortfall, Window
-from hardening.ledger.ledger import CAPACITY, Ledger
+from hardening.ledger.ledger import CAPACITY, ROOM, Ledger
 from hardening.ledger.rules import LedgerRules
 from hardening.ledger.store import Store
 from hardening.types import Clock, Sink
@@ -100,8 +100,12 @@ def open_ledger(
     password: str | None = None,
     sink: Sink | None = None,
     clock: Clock = time.time,
-    capacity: int = CAPACITY,
+    clients: int = 0,
 ) -> Ledger:
-    """A ledger of so many accounts over the store that `rules` name, see `open_store`. Raises ConfigError."""
+    """A ledger over the store that `rules` name, see `open_store`, with room for so many clients at least.
+
+    Raises ConfigError.
+    """
     store = open_store(rules, root=root, password=password)
-    return Ledger(store, budgets, on_failure=rules.on_failure, sink=sink, clock=clock, capacity=capacity)
+    room = max(clients, CAPACITY if store.durable else ROOM)
+    return Ledger(store, budgets, on_failure=rules.on_failure, sink=sink, clock=clock, capacity=room)

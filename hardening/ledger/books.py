@@ -27,6 +27,9 @@ class Ask(NamedTuple):
         need: least that it must have unspent, or the request cannot be served.
         want: most that it likes to have unspent.
         limit, per: the policy's bound, see `amounts.Bound`.
+        known: what the store said last that the replica holds; 0 if it said nothing.
+        since: when it said so, on its own clock. Rows of a window that are given back, `known` - `own`, have lapsed by
+            then if that is too long ago.
     """
 
     key: str
@@ -37,6 +40,8 @@ class Ask(NamedTuple):
     want: int
     limit: int
     per: int
+    known: int = 0
+    since: int = 0
 
 
 class Entry(NamedTuple):
@@ -91,18 +96,29 @@ def _window(entry: Entry, recorded: int, ask: Ask, now: int) -> Settled:
     """Rows are taken out of the bucket when they are leased, and may be spent until they lapse.
 
     So that no burst exceeds the bucket, it is filled only as far as there is room beside all that was leased within the
-    last two spans. What a replica still holds when it renews counts as leased anew.
+    last two spans. What a replica still holds when it renews counts as leased anew. What it gives back before it lapses
+    is as if it had never been leased; it comes off the earlier span first, for that is forgotten sooner.
     """
     level, stamp, recent, before = _filled(entry, ask, now)
     restored = max(0, ask.own - recorded)
+    fresh = 0 <= now - ask.since <= _span(ask)
+    back = max(0, min(ask.known - ask.own, recorded - ask.own, recent + before)) if fresh else 0
+    moved = min(back, before)
+    before, recent = before - moved, recent - back + moved
     level = max(0, level - min(restored, ask.limit) * ask.per)
+    level = min(level + back * ask.per, _room(ask, recent + before))
     goal = _goal(ask, ask.own, level // ask.per)
     kept = ask.own - ask.used
     moved = min(kept, before)
     before, recent = before - moved, max(recent + moved, kept) + goal - ask.own
     level = min(level - (goal - ask.own) * ask.per, _room(ask, recent + before))
-    total = min(MOST, entry.total + restored + goal - ask.own)
+    total = min(MOST, max(0, entry.total - back) + restored + goal - ask.own)
     return Settled(Entry(total, entry.extra, level, stamp, recent, before), goal, restored)
+
+
+def _span(ask: Ask) -> int:
+    """How long rows may be kept, in milliseconds."""
+    return max(1, ask.per // LAPSE)
 
 
 def _room(ask: Ask, outstanding: int) -> int:
@@ -123,7 +139,7 @@ def _filled(entry: Entry, ask: Ask, now: int) -> tuple[int, int, int, int]:
         stamp = now
     elif stamp - now > ask.per:
         stamp = now
-    span = max(1, ask.per // LAPSE)
+    span = _span(ask)
     spans = stamp // span - entry.stamp // span
     recent, before = entry.recent, entry.before
     if spans == 1:

@@ -8,16 +8,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from hardening.errors import InputError
+from hardening.errors import InputError, LedgerError
 from hardening.forks import watch
 from hardening.ledger.amounts import KINDS, MOST, Account, Budget, Cost, Kind, Shortfall
+from hardening.ledger.books import Ask
 from hardening.ledger.lease import Lease
 from hardening.ledger.line import Line
+from hardening.ledger.roster import Roster, Row
 from hardening.ledger.store import BATCH, Balance, Store
 from hardening.types import Clock, Sink
 
-#: Accounts of one replica; beyond that, new identities of a rung share one pooled account.
-CAPACITY = 65_536
+#: Accounts of one rung that a replica has open. Beyond that, those that were not used for longest are settled with the
+#: store and forgotten.
+CAPACITY = 16_384
+#: Where the books are in memory alone, nothing is forgotten; beyond that, new identities share one pooled account.
+ROOM = 65_536
 #: Seconds between two looks for leases that nobody uses; one that was not used from one look to the next is returned.
 SWEEP = 30.0
 _TICK = 1.0
@@ -35,7 +40,7 @@ class Ledger:
         clock: seconds since the epoch, for events.
         monotonic: seconds on a clock that nobody sets.
         background: renew in a thread of its own; without it, whoever owns the ledger calls `tick`.
-        capacity: most accounts.
+        capacity: accounts of one rung that are kept open; `CAPACITY` or `ROOM` if left out.
 
     Safe to share between threads. After a fork, the child is another replica and has no leases.
     """
@@ -50,12 +55,13 @@ class Ledger:
         clock: Clock = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         background: bool = True,
-        capacity: int = CAPACITY,
+        capacity: int | None = None,
     ) -> None:
         self._store, self._on_failure, self._sink = store, on_failure, sink
         self._bounds = {rung: budget.bounds for rung, budget in budgets.items()}
         self._clock, self._monotonic = clock, monotonic
-        self._background, self._capacity = background, capacity
+        self._background = background
+        self._capacity = capacity or (CAPACITY if store.durable else ROOM)
         self._closed = self._ended = False
         self._begin()
         watch(self)
@@ -66,9 +72,9 @@ class Ledger:
         self._bell = threading.Event()
         self._thread: threading.Thread | None = None
         self._line = Line(self._store, self._on_failure, self._sink, self._clock, self._monotonic)
-        self._rows: dict[Account, tuple[Lease, ...]] = {}
-        self._groups: dict[tuple[Account, ...], tuple[Lease, ...]] = {}  # the same, by what requests name
+        self._roster = Roster(self._bounds, self._capacity, self._shares)
         self._due: list[Lease] = []
+        self._parting: tuple[dict[Account, Row], list[Ask]] = {}, []
         self._holding: dict[Lease, None] = {}
         self._swept = self._monotonic()
 
@@ -85,50 +91,58 @@ class Ledger:
         No I/O while the leases suffice. Raises InputError for an account that cannot be, and once the ledger is closed.
         """
         with self._lock:
-            leases = self._leases(accounts)
-            if self._short(leases, cost) is None:
+            leases = self._roster.leases(accounts)
+            short = self._short(leases, cost)
+            if short is None:
                 self._take(leases, cost)
                 return None
             refusal = self._refusal(leases, cost, self._monotonic())
-        while refusal is None:
+            if refusal is not None:
+                return refusal
+            asked = self._wait(leases, cost, short)
+        while True:
+            reached = self._exchange(asked)
             with self._lock:
-                for lease in leases:
-                    amount = cost[lease.index]
-                    if amount and lease.left < amount:
-                        lease.wait(amount)
-                        self._make_due(lease)
-            reached = self._exchange(leases)
-            with self._lock:
+                leases = self._roster.leases(accounts)  # anew: what is not used may be forgotten
                 short = self._short(leases, cost)
-                if short is None:
+                if short is None or (not reached and self._on_failure == "allow" and not self._refusal(leases, cost)):
                     self._take(leases, cost)
                     return None
                 refusal = self._refusal(leases, cost)
                 if refusal is not None:
-                    break
-                if not reached and self._on_failure == "allow":
-                    self._take(leases, cost)
-                    return None
+                    self._give_back(asked, refusal)
+                    return refusal
                 if not reached:
                     return Shortfall(short.key, short.kind, "unreachable")
-        return refusal
+                asked += self._wait(leases, cost, short)
 
     def credit(self, accounts: tuple[Account, ...], cost: Cost) -> None:
         """Take back bits and rho that were charged and not released. At most what was spent here; rows stay charged."""
         with self._lock:
-            for lease in self._leases(accounts):
+            for lease in self._roster.leases(accounts):
                 lease.put(cost[lease.index])
                 self._hold(lease)
 
     def held(self, account: Account) -> dict[Kind, int]:
         """What this replica has on lease and unspent, in units: what would be lost if it died now."""
         with self._lock:
-            return {lease.kind: max(0, lease.left) for lease in self._rows.get(account, ())}
+            return {lease.kind: max(0, lease.left) for lease in self._roster.row(account)}
 
     def balance(self, account: Account) -> dict[Kind, Balance]:
         """What the durable books say about an account. One round trip; raises LedgerError, InputError."""
-        account.check()
-        return self._store.read(account.key)
+        return self.balances([account])[account]
+
+    def balances(self, accounts: Sequence[Account]) -> dict[Account, dict[Kind, Balance]]:
+        """What the durable books say about accounts. A round trip for every few hundred; exchanges do not wait for it.
+
+        Raises LedgerError, at once while the store is known to be away, and InputError.
+        """
+        for account in accounts:
+            account.check()
+        if not self._line.up:
+            raise LedgerError("the books cannot be had at the moment")
+        found = self._store.read_all([account.key for account in accounts])
+        return {account: found[account.key] for account in accounts}
 
     def grant(self, account: Account, cost: Cost, *, reason: str) -> None:
         """Allow an account more bits or rho than the policy's bound, for good. A record and an event say so.
@@ -143,7 +157,7 @@ class Ledger:
             if amount:
                 self._store.extend(account.key, kind, min(amount, MOST), reason)
                 with self._lock:
-                    for lease in self._rows.get(account, ()):
+                    for lease in self._roster.row(account):
                         lease.ask_again()
                 self._line.tell("budget-granted", account.key, kind=kind, amount=amount, reason=reason)
 
@@ -153,7 +167,7 @@ class Ledger:
             if self._closed:
                 return
             self._closed = True
-            self._groups.clear()
+            self._roster.close()
         self._bell.set()
         if self._thread is not None:
             self._thread.join()
@@ -204,35 +218,9 @@ class Ledger:
 
     # Leases: call with the lock held
 
-    def _leases(self, accounts: tuple[Account, ...]) -> tuple[Lease, ...]:
-        """The leases of all accounts, each once."""
-        try:
-            leases = self._groups.get(accounts)
-        except TypeError:
-            raise InputError("accounts: must be a tuple of accounts with names of text") from None
-        if leases is None:
-            rows = dict.fromkeys(self._open(account) for account in accounts)
-            leases = tuple(lease for row in rows for lease in row)
-            if len(self._groups) >= self._capacity:
-                self._groups.clear()
-            self._groups[accounts] = leases
-        return leases
-
-    def _open(self, account: Account) -> tuple[Lease, ...]:
-        if self._closed:
-            raise InputError("the ledger is closed: nothing can be spent")
-        account.check()
-        bounds = self._bounds.get(account.rung)
-        if bounds is None:
-            return ()
-        row = self._rows.get(account)
-        if row is None and len(self._rows) >= self._capacity:
-            account = account.pooled
-            row = self._rows.get(account)
-        if row is None:
-            row = tuple(Lease(account.key, kind, bound) for kind, bound in bounds.items())
-            self._rows[account] = row
-        return row
+    def _shares(self, account: Account) -> bool:
+        """Whether an account has to share one: what cannot be forgotten is bounded, but for who is in the books."""
+        return not self._line.up if self._store.durable else not self._store.read(account.key)
 
     def _short(self, leases: Sequence[Lease], cost: Cost) -> Lease | None:
         """The first lease that does not cover `cost`."""
@@ -260,6 +248,26 @@ class Ledger:
                 self._make_due(lease)
                 self._bell.set()
 
+    def _wait(self, leases: Sequence[Lease], cost: Cost, short: Lease) -> list[Lease]:
+        """Have a request wait for what it lacks, of which `short` is the first; returns that.
+
+        From narrow to wide: of what comes after the first account that falls short, a slice will do, until it is known
+        that this one can pay. So whoever cannot pay gets nothing of what he shares with others.
+        """
+        lacking = [lease for lease in leases if cost[lease.index] and lease.left < cost[lease.index]]
+        for lease in lacking:
+            lease.wait(cost[lease.index], needed=lease.key == short.key)
+            self._make_due(lease)
+        return lacking
+
+    def _give_back(self, asked: Sequence[Lease], refusal: Shortfall) -> None:
+        """What was leased for a request that was refused by a wider account is returned."""
+        for lease in asked:
+            if lease.left > 0 and lease.key != refusal.account:
+                lease.abandon()
+                self._make_due(lease)
+        self._bell.set()
+
     def _hold(self, lease: Lease) -> None:
         """Note that there may be something to return; rows of a window are not returned, they lapse."""
         if lease.left > 0 and not lease.bound.per:
@@ -278,13 +286,18 @@ class Ledger:
             self._start()
         with self._talking:
             while self._may_talk(mine):
+                if not self._part():  # before anything else, if it is not known how that ended
+                    break
                 with self._lock:
                     batch, self._due = self._due[:BATCH], self._due[BATCH:]
                 if not self._settle(batch) or (self._line.doubtful and not self._assert_all()):
                     break
                 if not self._due:
                     break
-            return self._line.up and not self._ended
+            reached = self._line.up and not self._ended
+            if reached and self._store.durable and self._roster.crowded:
+                self._part(more=True)
+            return reached
 
     def _may_talk(self, mine: Sequence[Lease]) -> bool:
         """Whether there is a reason to: with `mine`, somebody else may have asked for it meanwhile."""
@@ -306,21 +319,43 @@ class Ledger:
                 else:
                     lease.due = False
                     asks.append(lease.ask(sent))
-        granted = self._line.send(asks)
+        reply = self._line.send(asks)
         with self._lock:
-            if granted is None:
+            if reply is None:
                 for lease in batch:
                     self._make_due(lease)
                 return False
-            for lease, ask, amount in zip(batch, asks, granted, strict=True):
-                lease.renew(ask, amount, sent)
+            for lease, ask, amount in zip(batch, asks, reply.granted, strict=True):
+                lease.renew(ask, amount, sent, reply.now)
                 self._hold(lease)
+        return True
+
+    def _part(self, *, more: bool = False) -> bool:
+        """Settle accounts that are to be forgotten, and forget them: what is under way, or `more` that nobody uses."""
+        rows, asks = self._parting
+        if more and not rows:
+            with self._lock:
+                rows = self._roster.unused(BATCH)
+                asks = [lease.part() for row in rows.values() for lease in row]
+            self._parting = rows, asks
+        if not rows:
+            return True
+        if not self._line.part(asks):
+            return False
+        with self._lock:
+            for account, row in rows.items():
+                for lease in row:
+                    lease.parted()
+                    self._holding.pop(lease, None)
+                if not any(lease.due or lease.spent for lease in row):  # nobody has come meanwhile
+                    self._roster.forget(account)
+        self._parting = {}, []
         return True
 
     def _assert_all(self) -> bool:
         """Tell the store all that this replica holds and ever spent."""
         with self._lock:
-            leases = [lease for row in self._rows.values() for lease in row if lease.spent or lease.left]
+            leases = [lease for lease in self._roster if lease.spent or lease.left]
         for i in range(0, len(leases), BATCH):
             if not self._settle(leases[i : i + BATCH], confirming=True):
                 return False

@@ -27,7 +27,8 @@ class Line:
     """Arguments are those of `Ledger`.
 
     Events: ``ledger-unreachable``, ``ledger-full``, ``ledger-not-durable``, ``ledger-back``; ``ledger-restored`` when
-    the store was told what it had forgotten, or what was spent while it was away; ``clock-jumped``.
+    the store was told what it had forgotten, or what was spent while it was away; ``clock-jumped``, with whose it was
+    if it was the store's.
 
     Attributes:
         up: whether the last exchange succeeded.
@@ -45,19 +46,33 @@ class Line:
         self.up, self.doubtful = True, False
         self.retry_at, self._pause = -math.inf, PAUSES[0]
         self._cause, self._weakness = "", ""
+        self._unsure = False
         self._heard = self._lost = monotonic()
         self._offset = clock() - self._heard
 
-    def send(self, asks: Sequence[Ask]) -> list[int] | None:
-        """What is held from now on, for each of `asks`; None if the store cannot be had."""
+    def send(self, asks: Sequence[Ask]) -> Reply | None:
+        """Settle `asks`; None if the store cannot be had."""
         self._number += 1
+        return self._exchange(self._store.lease, asks)
+
+    def part(self, asks: Sequence[Ask]) -> bool:
+        """Settle `asks` for the last time, so that they can be forgotten here and there.
+
+        If that fails, nothing else may be sent before the same has succeeded: it goes under the same number, so that
+        the store knows whether it is the second time.
+        """
+        self._number += not self._unsure
+        self._unsure = self._exchange(self._store.part, asks) is None
+        return not self._unsure
+
+    def _exchange(self, how: Callable[[str, int, Sequence[Ask]], Reply], asks: Sequence[Ask]) -> Reply | None:
         try:
-            reply = self._store.lease(self._replica, self._number, asks)
+            reply = how(self._replica, self._number, asks)
         except Exception as problem:
             self._failed(problem)
             return None
         self._succeeded(reply, asks)
-        return reply.granted
+        return reply
 
     def retire(self) -> None:
         """All was returned: have the store forget this replica."""
@@ -106,9 +121,11 @@ class Line:
             self._weakness = self._store.weakness
             if self._weakness:
                 self.tell("ledger-not-durable", problem=self._weakness, durability="best-effort")
+        if reply.jumped:
+            self.tell("clock-jumped", seconds=round(reply.jumped, 3), clock="store")
         self.doubtful = self.doubtful or reply.last < self._last
         self._last = self._number
-        restored = [(ask, amount) for ask, amount in zip(asks, reply.restored, strict=True) if amount]
+        restored = [(ask, amount) for ask, amount in zip(asks, reply.restored, strict=False) if amount]
         if restored:
             sums = {str(kind): sum(amount for ask, amount in restored if ask.kind == kind) for kind in KINDS}
             self.tell("ledger-restored", accounts=len({ask.key for ask, _ in restored}), **sums)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from hardening.ledger.amounts import Kind
+from hardening.ledger.amounts import KINDS, Kind
 from hardening.ledger.books import Ask, Entry, settle
 from hardening.ledger.store import Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
 from hardening.types import Clock
@@ -22,6 +22,7 @@ class MemoryStore:
 
     heartbeat = math.inf
     weakness = ""
+    durable = False
 
     def __init__(self, clock: Clock = time.time) -> None:
         self._clock = clock
@@ -36,18 +37,29 @@ class MemoryStore:
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
         with self._lock:
-            last = self._last.get(replica, 0)
-            check_number(number, last)
-            self._last[replica] = number
-            held, now = self._held.setdefault(replica, {}), milliseconds(self._clock)
-            reply = Reply(last, [], [])
+            return self._settle(replica, number, asks)
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        with self._lock:
+            if number == self._last.get(replica):
+                return Reply(number, [], [])
+            reply = self._settle(replica, number, asks)
             for ask in asks:
-                name = ask.key, ask.kind
-                settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, now)
-                self._entries[name], held[name] = settled.entry, settled.granted
-                reply.granted.append(settled.granted)
-                reply.restored.append(settled.restored)
+                del self._held[replica][ask.key, ask.kind]
             return reply
+
+    def _settle(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        last = self._last.get(replica, 0)
+        check_number(number, last)
+        self._last[replica] = number
+        held, reply = self._held.setdefault(replica, {}), Reply(last, [], [], milliseconds(self._clock))
+        for ask in asks:
+            name = ask.key, ask.kind
+            settled = settle(self._entries.get(name, Entry()), held.get(name, 0), ask, reply.now)
+            self._entries[name], held[name] = settled.entry, settled.granted
+            reply.granted.append(settled.granted)
+            reply.restored.append(settled.restored)
+        return reply
 
     def retire(self, replica: str) -> None:
         with self._lock:
@@ -61,8 +73,11 @@ class MemoryStore:
             self.grants.append((key, kind, amount, reason))
 
     def read(self, key: str) -> dict[Kind, Balance]:
-        with self._lock:
-            return {kind: Balance(e.total, e.extra) for (k, kind), e in self._entries.items() if k == key}
+        found = [(kind, self._entries.get((key, kind))) for kind in KINDS]
+        return {kind: Balance(entry.total, entry.extra) for kind, entry in found if entry is not None}
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        return {key: self.read(key) for key in keys}
 
     def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
         with self._lock:

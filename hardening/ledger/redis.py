@@ -10,25 +10,33 @@ the copy had not received: replicas tell it again what they hold, but nobody tel
 from __future__ import annotations
 
 import base64
+import copy
+import functools
 import hashlib
 import json
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import KINDS, Kind
 from hardening.ledger.books import Ask
-from hardening.ledger.script import EXTEND, FOLD, KEEP, KEPT, LEASE
-from hardening.ledger.store import FORGET, Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
+from hardening.ledger.script import EXTEND, FOLD, KEEP, KEPT, LEASE, READ
+from hardening.ledger.store import BATCH, FORGET, Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
 from hardening.types import Clock
 
 ACCOUNT, REPLICA, GRANTS = "hardening:account:", "hardening:replica:", "hardening:grants"
 CLIENT, KEEPER = "hardening:client:", "hardening:keeper:"
+#: Replicas by the time that they were heard of last.
+ROLL = "hardening:replicas"
+#: Seconds by which the server's clock may drift from this machine's monotonic one between two exchanges.
+DRIFT = 2.0
 
 
 class RedisStore:
-    """One connection, used by one thread at a time; made when it is needed.
+    """One connection, used by one thread at a time; made when it is needed. Another one reads balances.
 
     Args:
         url: as redis-py understands it.
@@ -36,6 +44,7 @@ class RedisStore:
         durability: what to do about a server that may forget, see `rules.LedgerRules`.
         timeout: seconds to connect, and to wait for an answer.
         clock: seconds since the epoch, for windows; the server's own if left out, which all replicas share.
+        monotonic: seconds on a clock that nobody sets, to see when somebody sets the server's.
 
     Attributes:
         weakness: what the server connected to last would lose, in words; "" if nothing.
@@ -44,6 +53,7 @@ class RedisStore:
     """
 
     heartbeat = 10.0
+    durable = True
 
     def __init__(
         self,
@@ -53,6 +63,7 @@ class RedisStore:
         durability: Literal["required", "best-effort"] = "required",
         timeout: float = 1.0,
         clock: Clock | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
             import redis
@@ -69,36 +80,65 @@ class RedisStore:
             client_name="hardening",
             protocol=2,
         )
-        self._durability, self._clock = durability, clock
+        self._durability, self._clock, self._monotonic = durability, clock, monotonic
+        self._drift, self._offset = DRIFT + 2 * timeout, math.nan
         self._lock = threading.Lock()
         self._connection: Any = None
         self.weakness = ""
+        self._reader: RedisStore | None = None
+        reader = copy.copy(self)
+        reader.abandon()
+        self._reader = reader
 
     def connect(self) -> None:
         """Connect now if need be. Raises LedgerError; its cause is ``not-durable`` if the server may forget."""
         self._with(lambda: None)
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
-        now = "" if self._clock is None else milliseconds(self._clock)
-        arguments: list[Any] = [number, FORGET, now]
+        return self._settle(replica, number, asks, "")
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        return self._settle(replica, number, asks, "parting")
+
+    def _settle(self, replica: str, number: int, asks: Sequence[Ask], parting: str) -> Reply:
+        given = "" if self._clock is None else milliseconds(self._clock)
+        arguments: list[Any] = [number, FORGET, given, parting]
         for ask in asks:
             arguments += ask[1:]
-        keys = [REPLICA + replica, *(ACCOUNT + ask.key for ask in asks)]
-        last, *amounts = map(int, self._with(lambda: self._run(LEASE, keys, arguments)))
-        check_number(number, last)
-        return Reply(last, amounts[::2], amounts[1::2])
+        keys = [REPLICA + replica, ROLL, *(ACCOUNT + ask.key for ask in asks)]
+        last, now, *amounts = map(int, self._with(lambda: self._run(LEASE, keys, arguments)))
+        if not (parting and last == number):
+            check_number(number, last)
+        return Reply(last, amounts[::2], amounts[1::2], now, self._jumped(now) if given == "" else 0.0)
+
+    def _jumped(self, now: int) -> float:
+        """Seconds by which the server's clock was set since the exchange before."""
+        before, self._offset = self._offset, now / 1000 - self._monotonic()
+        jump = self._offset - before
+        return jump if abs(jump) > self._drift else 0.0
 
     def retire(self, replica: str) -> None:
-        self._with(lambda: self._call("DEL", REPLICA + replica))
+        self._with(lambda: [self._call("DEL", REPLICA + replica), self._call("ZREM", ROLL, REPLICA + replica)])
 
     def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
         line = json.dumps({"key": key, "kind": kind, "amount": amount, "reason": reason})
         self._with(lambda: self._run(EXTEND, [ACCOUNT + key, GRANTS], [kind, amount, line]))
 
     def read(self, key: str) -> dict[Kind, Balance]:
-        entries = self._with(lambda: self._call("HMGET", ACCOUNT + key, *KINDS))
-        numbers = {kind: entry.split() for kind, entry in zip(KINDS, entries, strict=True) if entry}
-        return {kind: Balance(int(n[0]), int(n[1])) for kind, n in numbers.items()}
+        return self.read_all([key])[key]
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        reader = self._reader or self
+        found: dict[str, dict[Kind, Balance]] = {}
+        for i in range(0, len(keys), BATCH):
+            some = list(keys[i : i + BATCH])
+            accounts = [ACCOUNT + key for key in some]
+            read = functools.partial(reader._run, READ, accounts, list(KINDS))
+            entries = iter(reader._with(read))
+            for key in some:
+                numbers = {kind: entry.split() for kind in KINDS if (entry := next(entries))}
+                found[key] = {kind: Balance(int(n[0]), int(n[1])) for kind, n in numbers.items()}
+        return found
 
     def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
         arguments = [replica, number, int(known), lifetime, FORGET, self._now(), *map(_text, rows.values())]
@@ -132,10 +172,14 @@ class RedisStore:
         return "" if self._clock is None else int(self._clock())
 
     def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         with self._lock:
             self._drop()
 
     def abandon(self) -> None:
+        if self._reader is not None:
+            self._reader.abandon()
         self._lock = threading.Lock()
         self._connection = None  # the child's descriptor is closed; the parent's connection is not shut down
 

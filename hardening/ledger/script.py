@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from hardening.ledger.amounts import MOST
 from hardening.ledger.books import LAPSE, SHARE
+from hardening.ledger.store import REMEMBERED
 
-#: KEYS: the replica's record, then the account of each request. ARGV: number of the exchange, seconds to keep the
-#: record, milliseconds since the epoch or "" for the server's own, then kind, own, used, need, want, limit and per of
-#: each request. Returns the number of the exchange before, then granted and restored of each; only the number if this
-#: exchange was overtaken.
+#: KEYS: the replica's record, the roll of all replicas, then the account of each request. ARGV: number of the exchange,
+#: seconds to keep the record, milliseconds since the epoch or "" for the server's own, "" or something if what is held
+#: is to be forgotten afterwards; then kind, own, used, need, want, limit, per, known and since of each request. Returns
+#: the number of the exchange before and the time, then granted and restored of each; only these two if this exchange
+#: was overtaken.
+#:
+#: A record may be gone while its replica lives: when the server's clock is set forward. The roll tells that from books
+#: that were lost. What the replica was said to hold then is in the accounts already, and nothing of it is returned.
 LEASE = f"""
 local SHARE, LAPSE, MOST = {SHARE}, {LAPSE}, {MOST}
 local floor, min, max = math.floor, math.min, math.max
@@ -48,7 +53,7 @@ local function filled(e, limit, per, now)
     e.level = min(e.level, max(0, limit - e.recent - e.before) * per)
 end
 
-local function settle(e, recorded, own, used, need, want, limit, per, now)
+local function settle(e, recorded, own, used, need, want, limit, per, known, since, now)
     local restored = max(0, own - recorded)
     if per == 0 then
         local held = recorded + restored
@@ -58,30 +63,39 @@ local function settle(e, recorded, own, used, need, want, limit, per, now)
         return goal, restored
     end
     filled(e, limit, per, now)
+    local back = 0
+    if since <= now and now - since <= max(1, floor(per / LAPSE)) then
+        back = max(0, min(known - own, recorded - own, e.recent + e.before))
+    end
+    local first = min(back, e.before)
+    e.before, e.recent = e.before - first, e.recent - back + first
     e.level = max(0, e.level - min(restored, limit) * per)
+    e.level = min(e.level + back * per, max(0, limit - e.recent - e.before) * per)
     local goal = goal_of(own, used, need, want, own, floor(e.level / per))
     local kept = own - used
     local moved = min(kept, e.before)
     e.before, e.recent = e.before - moved, max(e.recent + moved, kept) + goal - own
     e.level = min(e.level - (goal - own) * per, max(0, limit - e.recent - e.before) * per)
-    e.total = min(MOST, e.total + restored + (goal - own))
+    e.total = min(MOST, max(0, e.total - back) + restored + (goal - own))
     return goal, restored
 end
 
-local record, number = KEYS[1], tonumber(ARGV[1])
+local record, roll, number, parting = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[4] ~= ''
 local last = tonumber(redis.call('HGET', record, 'last') or '0')
-if number <= last then return {{text(last)}} end
-redis.call('HSET', record, 'last', ARGV[1])
-local now = tonumber(ARGV[3])
-if not now then
-    local time = redis.call('TIME')
-    now = tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
+local time = redis.call('TIME')
+local now = tonumber(ARGV[3]) or tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
+if number <= last then return {{text(last), text(now)}} end
+local forgotten = redis.call('HGET', record, 'forgotten')
+if last == 0 and redis.call('ZSCORE', roll, record) then
+    forgotten = '1'
+    redis.call('HSET', record, 'forgotten', forgotten)
 end
-local reply = {{text(last)}}
-for i = 2, #KEYS do
-    local at = 4 + (i - 2) * 7
+redis.call('HSET', record, 'last', ARGV[1])
+local reply = {{text(last), text(now)}}
+for i = 3, #KEYS do
+    local at = 5 + (i - 3) * 9
     local kind, n = ARGV[at], {{}}
-    for j = 1, 6 do n[j] = tonumber(ARGV[at + j]) end
+    for j = 1, 8 do n[j] = tonumber(ARGV[at + j]) end
     local held = kind .. ' ' .. KEYS[i]
     local e = {{total = 0, extra = 0, level = 0, stamp = 0, recent = 0, before = 0}}
     local entry = redis.call('HGET', KEYS[i], kind)
@@ -92,15 +106,21 @@ for i = 2, #KEYS do
         e.total, e.extra, e.level = tonumber(total), tonumber(extra), tonumber(level)
         e.stamp, e.recent, e.before = tonumber(stamp), tonumber(recent), tonumber(before)
     end
-    local recorded = tonumber(redis.call('HGET', record, held) or '0')
-    local granted, restored = settle(e, recorded, n[1], n[2], n[3], n[4], n[5], n[6], now)
+    local recorded = tonumber(redis.call('HGET', record, held) or (forgotten and min(n[1], n[7])) or 0)
+    local granted, restored = settle(e, recorded, n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], now)
     redis.call('HSET', KEYS[i], kind, table.concat({{text(e.total), text(e.extra), text(e.level), text(e.stamp),
         text(e.recent), text(e.before)}}, ' '))
-    redis.call('HSET', record, held, text(granted))
+    if parting then
+        redis.call('HDEL', record, held)
+    else
+        redis.call('HSET', record, held, text(granted))
+    end
     reply[#reply + 1] = text(granted)
     reply[#reply + 1] = text(restored)
 end
 redis.call('EXPIRE', record, ARGV[2])
+redis.call('ZADD', roll, text(now), record)
+redis.call('ZREMRANGEBYRANK', roll, 0, -{REMEMBERED} - 1)
 return reply
 """
 
@@ -112,6 +132,15 @@ extra = math.min({MOST}, tonumber(extra) + tonumber(ARGV[2]))
 redis.call('HSET', KEYS[1], ARGV[1], total .. ' ' .. string.format('%.0f', extra) .. ' ' .. rest)
 redis.call('RPUSH', KEYS[2], ARGV[3])
 return 1
+"""
+
+#: KEYS: accounts. ARGV: kinds. Returns the entry of each kind of each account, "" if there is none.
+READ = """
+local found = {}
+for i = 1, #KEYS do
+    for j = 1, #ARGV do found[#found + 1] = redis.call('HGET', KEYS[i], ARGV[j]) or '' end
+end
+return found
 """
 
 #: KEYS: the replica's record, then what is kept of each client. ARGV: the replica, number of the exchange, whether it

@@ -19,7 +19,18 @@ from typing import cast
 from hardening.errors import ConfigError, LedgerError
 from hardening.ledger.amounts import Kind
 from hardening.ledger.books import Ask, Entry, settle
-from hardening.ledger.store import FORGET, Balance, Fold, Kept, Reply, Slot, check_number, milliseconds
+from hardening.ledger.store import (
+    BATCH,
+    FORGET,
+    REMEMBERED,
+    Balance,
+    Fold,
+    Kept,
+    Reply,
+    Slot,
+    check_number,
+    milliseconds,
+)
 from hardening.types import Clock
 
 VERSION = 1
@@ -62,6 +73,7 @@ class SqliteStore:
 
     heartbeat = FORGET / 14
     weakness = ""
+    durable = True
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.time, timeout: float = 1.0) -> None:
         self._path, self._clock, self._timeout = Path(path), clock, timeout
@@ -76,19 +88,31 @@ class SqliteStore:
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
         with self._transaction() as sql:
-            row = sql.execute("SELECT last FROM replicas WHERE replica = ?", (replica,)).fetchone()
-            last = row[0] if row else 0
-            check_number(number, last)
-            sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, number, int(self._clock())))
-            reply = Reply(last, [], [])
-            now = milliseconds(self._clock)
-            for ask in asks:
-                _settle(sql, replica, ask, now, reply)
+            return self._settle_all(sql, replica, number, asks)
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        with self._transaction() as sql:
+            if _last(sql, replica)[0] == number:
+                return Reply(number, [], [])
+            reply = self._settle_all(sql, replica, number, asks)
+            names = [(replica, ask.key, ask.kind) for ask in asks]
+            sql.executemany("DELETE FROM held WHERE replica = ? AND key = ? AND kind = ?", names)
             return reply
+
+    def _settle_all(self, sql: sqlite3.Connection, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        last, forgotten = _last(sql, replica)
+        check_number(number, last)
+        entered = -number if forgotten else number
+        sql.execute("REPLACE INTO replicas VALUES (?, ?, ?)", (replica, entered, int(self._clock())))
+        reply = Reply(last, [], [], milliseconds(self._clock))
+        for ask in asks:
+            _settle(sql, replica, ask, min(ask.known, ask.own) if forgotten else 0, reply)
+        return reply
 
     def retire(self, replica: str) -> None:
         with self._transaction() as sql:
-            _forget(sql, "SELECT ?", replica)
+            sql.execute("DELETE FROM held WHERE replica = ?", (replica,))
+            sql.execute("DELETE FROM replicas WHERE replica = ?", (replica,))
 
     def extend(self, key: str, kind: Kind, amount: int, reason: str) -> None:
         with self._transaction() as sql:
@@ -100,9 +124,18 @@ class SqliteStore:
             sql.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?)", (int(self._clock()), key, kind, amount, reason))
 
     def read(self, key: str) -> dict[Kind, Balance]:
-        with self._transaction() as sql:
-            rows = sql.execute("SELECT kind, total, extra FROM entries WHERE key = ?", (key,)).fetchall()
-        return {cast(Kind, kind): Balance(total, extra) for kind, total, extra in rows}
+        return self.read_all([key])[key]
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        found: dict[str, dict[Kind, Balance]] = {key: {} for key in keys}
+        for i in range(0, len(keys), BATCH):
+            some = keys[i : i + BATCH]
+            marks = ", ".join("?" * len(some))
+            with self._transaction("BEGIN") as sql:  # reads beside whoever writes
+                query = f"SELECT key, kind, total, extra FROM entries WHERE key IN ({marks})"
+                for key, kind, total, extra in sql.execute(query, some):
+                    found[key][cast(Kind, kind)] = Balance(total, extra)
+        return found
 
     def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
         with self._transaction() as sql:
@@ -210,7 +243,7 @@ class SqliteStore:
         if not sql.execute("SELECT count(*) FROM sqlite_master WHERE name = 'keepers'").fetchone()[0]:
             sql.executescript(_KEPT)
         sql.execute("DELETE FROM keepers WHERE until < ?", (int(self._clock()) - FORGET,))
-        _forget(sql, "SELECT replica FROM replicas WHERE seen < ?", int(self._clock()) - FORGET)
+        _forget_silent(sql, int(self._clock()) - FORGET)
 
     def _identify(self) -> tuple[int, int] | None:
         try:
@@ -260,7 +293,15 @@ SELECT replica, coalesce(ended OR until < ?, 1), row FROM kept LEFT JOIN keepers
 """
 
 
-def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, now: int, reply: Reply) -> None:
+def _last(sql: sqlite3.Connection, replica: str) -> tuple[int, bool]:
+    """The replica's last exchange, and whether what it holds was forgotten: its number is negative then."""
+    row = sql.execute("SELECT last FROM replicas WHERE replica = ?", (replica,)).fetchone()
+    last = row[0] if row else 0
+    return abs(last), last < 0
+
+
+def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, unrecorded: int, reply: Reply) -> None:
+    """Settle `ask` of a replica that holds `unrecorded` if there is no record of it."""
     name = ask.key, ask.kind
     row = sql.execute(
         "SELECT total, extra, level, stamp, recent, before FROM entries WHERE key = ? AND kind = ?", name
@@ -268,13 +309,22 @@ def _settle(sql: sqlite3.Connection, replica: str, ask: Ask, now: int, reply: Re
     held = sql.execute(
         "SELECT granted FROM held WHERE replica = ? AND key = ? AND kind = ?", (replica, *name)
     ).fetchone()
-    settled = settle(Entry(*row) if row else Entry(), held[0] if held else 0, ask, now)
+    settled = settle(Entry(*row) if row else Entry(), held[0] if held else unrecorded, ask, reply.now)
     sql.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*name, *settled.entry))
     sql.execute("REPLACE INTO held VALUES (?, ?, ?, ?)", (replica, *name, settled.granted))
     reply.granted.append(settled.granted)
     reply.restored.append(settled.restored)
 
 
-def _forget(sql: sqlite3.Connection, which: str, argument: object) -> None:
-    sql.execute(f"DELETE FROM held WHERE replica IN ({which})", (argument,))
-    sql.execute(f"DELETE FROM replicas WHERE replica IN ({which})", (argument,))
+def _forget_silent(sql: sqlite3.Connection, before: int) -> None:
+    """Forget what replicas hold that were not heard of since `before`, and remember that it was forgotten.
+
+    The clock may have been set forward, and the replica be alive: it is told apart from one that was never known.
+    """
+    silent = "SELECT replica FROM replicas WHERE seen < ? AND last > 0"
+    sql.execute("BEGIN IMMEDIATE")
+    sql.execute(f"DELETE FROM held WHERE replica IN ({silent})", (before,))
+    sql.execute("UPDATE replicas SET last = -last WHERE seen < ? AND last > 0", (before,))
+    newest = f"SELECT replica FROM replicas WHERE last < 0 ORDER BY seen DESC LIMIT {REMEMBERED}"
+    sql.execute(f"DELETE FROM replicas WHERE last < 0 AND replica NOT IN ({newest})")
+    sql.execute("COMMIT")

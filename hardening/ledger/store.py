@@ -13,6 +13,9 @@ from hardening.ledger.books import Ask
 BATCH = 256
 #: The record of a replica not heard of for this long, in seconds, is dropped. What it leased stays leased.
 FORGET = 7 * 86_400
+#: So many replicas whose records were dropped are still known by name, those heard of last: one may be alive all the
+#: same, if a clock was set forward. What it holds is in the books already, and must not be entered twice.
+REMEMBERED = 4096
 
 
 class Reply(NamedTuple):
@@ -22,11 +25,15 @@ class Reply(NamedTuple):
         last: number of the replica's exchange before this one, as the store remembers it; 0 if it does not.
         granted: what the replica holds from now on, for each request.
         restored: what the store had forgotten and has been told again, for each request.
+        now: the store's time, in milliseconds since the epoch.
+        jumped: seconds by which a clock of the store's own was set since the exchange before, if it was.
     """
 
     last: int
     granted: list[int]
     restored: list[int]
+    now: int = 0
+    jumped: float = 0.0
 
 
 class Balance(NamedTuple):
@@ -66,16 +73,25 @@ class Store(Protocol):
     Attributes:
         heartbeat: seconds after which a replica that had nothing to say should say so.
         weakness: what the store may lose although it acknowledged it, in words; "" if nothing.
+        durable: whether it outlives the process, and has room for any number of accounts.
     """
 
     heartbeat: float
     weakness: str
+    durable: bool
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
         """Settle `asks`, atomically, durably, in one round trip.
 
         `number` grows with every exchange of a replica: one that was overtaken is refused, for it may be a duplicate
         that was held up on its way.
+        """
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        """As `lease`, and forget what the replica holds of these, which is nothing but what it spent.
+
+        The same again, with the same number, changes nothing: so it is found out whether an answer that did not come
+        was lost, or the request. The reply then has no amounts.
         """
 
     def retire(self, replica: str) -> None:
@@ -86,6 +102,9 @@ class Store(Protocol):
 
     def read(self, key: str) -> dict[Kind, Balance]:
         """What the books say about an account."""
+
+    def read_all(self, keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+        """What they say about each of these accounts. Exchanges do not wait for it."""
 
     def keep(self, replica: str, number: int, rows: Mapping[str, bytes], lifetime: int, known: bool) -> Kept:
         """Keep rows by client, each in place of what `replica` kept of it; atomically, durably, in one round trip.

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
+import hardening
 from hardening.clients import Clients, fleet
 from hardening.clients.baseline import interval
 from hardening.clients.evidence import e_benjamini_hochberg
 from hardening.clients.fingerprints import Fingerprints
 from hardening.clients.table import evidence
+from hardening.config import ClientRules, Output, Policy
+from hardening.errors import Denied
+from hardening.ledger import Budget
+from hardening.testing import RecordingSink
+from hardening.transforms import Types
+from hardening.types import Identity
 from tests.clients import crowd
 from tests.clients.test_evidence import flat
 
@@ -154,6 +163,43 @@ def test_groups_are_bets_on_the_edge_of_their_null() -> None:
             rows["sums"][:, lane] = 256 * (hits + (lane.name == "DIVERSE"))
         values.append(np.exp(fleet.group_evidence(made, rows)[0]))
     assert np.mean(values) <= 1 + 4 * np.std(values) / np.sqrt(3000)
+
+
+NORMAL = math.log2(176_851)  # bits of one answer: grid points of four classes
+BUDGETS = {"credential": Budget(bits=20_000.0), "organisation": Budget(bits=50_000.0), "model": Budget(bits=200_000.0)}
+QUESTIONS = 15_000
+
+
+@pytest.mark.parametrize("organisations", ["one", "one each"])
+@pytest.mark.parametrize("how", ["round-robin", "by class"])
+@pytest.mark.parametrize("identities", [5, 400, 10_000])
+def test_all_identities_together_are_told_what_their_organisation_and_the_model_may_tell(
+    identities: int, how: str, organisations: str
+) -> None:
+    """However an attack is dealt: what is released is bounded by the narrowest budgets that its identities share."""
+    told_apart = ClientRules(identity=("credential", "organisation"))
+    rules = Policy({"p": Output("simplex", {"normal": (Types(n=100),)})}, clients=told_apart, budgets=BUDGETS)
+    scores = np.random.default_rng(10).dirichlet(np.ones(4), QUESTIONS).astype("f4")
+    order = np.argsort(scores.argmax(1), kind="stable") if how == "by class" else np.arange(QUESTIONS)
+    owner = np.empty(QUESTIONS, int)
+    owner[order] = np.arange(QUESTIONS) * identities // QUESTIONS if how == "by class" else order % identities
+    answers = np.zeros(identities, int)
+    with hardening.Guard(rules, sink=RecordingSink()) as guard:
+        for row, i in zip(scores, owner.tolist(), strict=True):
+            who = Identity(f"sybil {i}", organisation="acme" if organisations == "one" else f"shell {i}")
+            with contextlib.suppress(Denied):
+                answers[i] += len(guard.harden({"p": row[None]}, client=who)["p"])
+    credential, organisation, model = (budget.bits or 0.0 for budget in BUDGETS.values())
+    asked = NORMAL * np.bincount(owner, minlength=identities)
+    each = np.minimum(asked, credential)
+    shared = min(each.sum(), organisation) if organisations == "one" else np.minimum(each, organisation).sum()
+    released, bound = NORMAL * answers.sum(), min(shared, model)
+    print(
+        f"\n  {identities} identities {how}, organisations: {organisations}: {released:,.0f} bits released of "
+        f"{asked.sum():,.0f} asked for; {organisation:,.0f} for an organisation, {model:,.0f} for all"
+    )
+    assert NORMAL * answers.max() <= credential
+    assert bound - 5 * NORMAL < released <= bound * (1 + 1e-9)
 
 
 @pytest.mark.deep

@@ -11,13 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hardening_grpc.commands.clients import Accounts, suspects
 from hardening_grpc.control import Control, accounts, ask_clients, ask_groups
 from rich.console import Console
 
+import hardening
 from hardening.cli import main
+from hardening.config import Output, Policy
 from hardening.errors import ConfigError, HardeningError
+from hardening.ledger import Budget
+from hardening.testing import RecordingSink
+from hardening.transforms import Types
 from hardening.types import Alarm, Standing
 
 STANDINGS = {
@@ -216,6 +222,32 @@ def test_nobody_has_asked_yet() -> None:
     text = shown({}, 80)
     assert "clients: 0, queries: 0" in text
     assert "suspicion" not in text
+
+
+def test_a_table_that_is_full(path: Path, tmp_path: Path) -> None:
+    """As many clients as a guard tells apart, by books in memory."""
+    tiers = {"normal": (Types(n=100),)}
+    rules = Policy({"p": Output("simplex", tiers)}, budgets={"credential": Budget(bits=100.0)}, root=tmp_path)
+    scores = {"p": np.array([[0.1, 0.2, 0.3, 0.4]], "f4")}
+    with hardening.Guard(rules, sink=RecordingSink()) as guard, Control(path, guard.clients):
+        capacity = guard._clients.pooled
+        for i in range(capacity):
+            guard.harden(scores, client=f"client {i}")
+        guard.harden(scores, client="client 7")
+        rows = ask_clients(path)
+    assert len(rows) == capacity
+    assert rows[0]["client"] == "client 7"
+    assert rows[0]["spent"] == pytest.approx(2 * np.log2(176851) / 100)
+    assert {row["spent"] for row in rows[1:]} == {rows[0]["spent"] / 2}
+
+
+def test_books_that_cannot_be_had_are_told_of() -> None:
+    out = io.StringIO()
+    Console(width=120, file=out).print(Accounts(accounts({"alice": Standing(queries=2, bits=10.0, stale=True)})))
+    assert "The books cannot be had: what follows is what the server counted itself" in " ".join(out.getvalue().split())
+    out = io.StringIO()
+    Console(width=120, file=out).print(Accounts(accounts(STANDINGS)))
+    assert "books" not in out.getvalue()
 
 
 def test_watching_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hardening.ledger.amounts import MOST, Bound
 from hardening.ledger.books import LAPSE, SHARE, Ask, Entry, settle
 from hardening.ledger.lease import Lease
-from hardening.ledger.redis import ACCOUNT, REPLICA, RedisStore
+from hardening.ledger.redis import ACCOUNT, REPLICA, ROLL, RedisStore
 from hardening.ledger.script import LEASE
 from tests.ledger.server import PATIENCE, Server
 
@@ -26,7 +26,9 @@ def asks(draw: st.DrawFn, amounts: st.SearchStrategy[int] = SMALL, per: int | No
     used = draw(amounts)
     own = used + draw(SMALL) if per else min(MOST, used + draw(amounts))
     limit = draw(amounts) if not per else draw(st.integers(1, min(300, MOST // per)))
-    return Ask("credential:alice", "queries", own, used, draw(amounts), draw(amounts), limit, per)
+    known, since = own + draw(st.integers(-20, 200)), draw(st.sampled_from([0, NOW - 1000, NOW - 900, NOW, NOW + 1]))
+    wanted = draw(amounts), draw(amounts)
+    return Ask("credential:alice", "queries", own, used, *wanted, limit, per, max(0, known), since)
 
 
 @st.composite
@@ -100,13 +102,24 @@ class Bucket:
             lease.wait(amount)
             ask = lease.ask(seconds)
             self.entry, self.recorded[replica], _ = settle(self.entry, self.recorded[replica], ask, self.now)
-            lease.renew(ask, self.recorded[replica], seconds)
+            lease.renew(ask, self.recorded[replica], seconds, self.now)
         if lease.left < amount:
             return False
         lease.left -= amount
         lease.spent += amount
         self.admitted.append((self.now, amount))
         return True
+
+    def give_back(self, replica: int, late: int) -> None:
+        """Return what is left, in a request that is on its way for `late` milliseconds."""
+        lease, seconds = self.leases[replica], self.now / 1000
+        if lease.lapses <= seconds:
+            lease.lapse()
+        ask = lease.part()
+        self.now += late
+        self.entry, _, _ = settle(self.entry, self.recorded[replica], ask, self.now)
+        self.recorded[replica] = 0
+        lease.parted()
 
     def check(self) -> None:
         """No stretch of time saw more than a bucket may let through."""
@@ -117,20 +130,25 @@ class Bucket:
 
 
 PAUSES = [0, 1, 100, 500, 930, 937, 938, 1_000, 1_870, 1_880, 5_000, 30_000, 60_000, 200_000]
-#: A replica, whether it asks for all that it can get, how much it asks for otherwise, and the pause before, in ms.
-STEPS = st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
+#: A replica, whether it asks for all that it can get, or gives all back; how much it asks for otherwise, or how long it
+#: takes in ms; and the pause before, in ms.
+WHAT = st.sampled_from(["some", "some", "all", "return"])
+STEPS = st.lists(st.tuples(st.integers(0, 2), WHAT, st.integers(1, 80), st.sampled_from(PAUSES)), max_size=40)
 
 
 @settings(max_examples=300)
 @given(st.sampled_from([1, 5, 63, 64, 640, 6400]), STEPS)
 def test_no_stretch_of_time_sees_more_than_the_bucket_lets_through(
-    most: int, steps: list[tuple[int, bool, int, int]]
+    most: int, steps: list[tuple[int, str, int, int]]
 ) -> None:
     bucket = Bucket(most, 60_000, 3)
-    for replica, everything, amount, pause in steps:
+    for replica, what, amount, pause in steps:
         bucket.now += pause
-        while bucket.ask(replica, max(1, most // 16) if everything else amount) and everything:
-            pass
+        if what == "return":
+            bucket.give_back(replica, 100 * (amount - 1))
+            continue
+        while bucket.ask(replica, max(1, most // 16) if what == "all" else amount) and what == "all":
+            bucket.check()
         bucket.check()
 
 
@@ -138,7 +156,7 @@ def renew(bucket: Bucket, replica: int) -> None:
     lease = bucket.leases[replica]
     ask = lease.ask(bucket.now / 1000)
     bucket.entry, bucket.recorded[replica], _ = settle(bucket.entry, bucket.recorded[replica], ask, bucket.now)
-    lease.renew(ask, bucket.recorded[replica], bucket.now / 1000)
+    lease.renew(ask, bucket.recorded[replica], bucket.now / 1000, bucket.now)
 
 
 def burst(bucket: Bucket) -> int:
@@ -179,6 +197,28 @@ def test_a_client_that_hammers_gets_its_rate() -> None:
         bucket.ask(step % 3, 1)
     bucket.check()
     assert 300 + 0.9 * 3000 <= len(bucket.admitted) <= 300 + 3000
+
+
+def test_a_client_that_is_forgotten_after_each_request_loses_nothing() -> None:
+    """What it had on lease is given back, and can be leased again."""
+    bucket = Bucket(300, 60_000, 3)
+    for step in range(400):
+        bucket.now = NOW + 10 * step
+        bucket.ask(step % 3, 1)
+        bucket.give_back(step % 3, 0)
+    bucket.check()
+    assert 300 <= len(bucket.admitted) <= 300 + 4 * 5
+
+
+def test_rows_that_are_given_back_too_late_have_lapsed() -> None:
+    bucket = Bucket(6400, 60_000, 2)
+    assert bucket.ask(0, 25)
+    lease = bucket.leases[0]
+    ask = lease.part()
+    bucket.now += 60_000 // LAPSE + 1
+    before = settle(bucket.entry, 0, Ask("b", "queries", 0, 0, 0, 0, 6400, 60_000), bucket.now).entry
+    after, granted, _ = settle(bucket.entry, bucket.recorded[0], ask, bucket.now)
+    assert (after, granted) == (before, 25)
 
 
 def test_a_client_that_is_slow_is_never_refused() -> None:
@@ -281,10 +321,10 @@ def test_the_script_settles_as_python_does(redis: RedisStore, data: st.DataObjec
         call("DEL", account, replica)
         call("HSET", account, ask.kind, " ".join(map(str, entry)))
         call("HSET", replica, "last", 4, f"{ask.kind} {account}", recorded)
-        answer = redis._run(LEASE, [replica, account], [5, 100, now, *ask[1:]])
+        answer = redis._run(LEASE, [replica, ROLL, account], [5, 100, now, "", *ask[1:]])
         return answer, call("HGET", account, ask.kind), call("HGET", replica, f"{ask.kind} {account}")
 
     answer, stored, held = redis._with(work)
-    assert [int(n) for n in answer] == [4, wanted.granted, wanted.restored]
+    assert [int(n) for n in answer] == [4, now, wanted.granted, wanted.restored]
     assert tuple(map(int, stored.split())) == wanted.entry
     assert int(held) == wanted.granted

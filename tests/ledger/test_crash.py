@@ -16,9 +16,11 @@ import pytest
 from hardening.ledger import Account, Budget, Cost, Ledger
 from hardening.ledger.amounts import UNITS
 from hardening.ledger.books import SHARE
+from hardening.ledger.lease import FIRST
 from hardening.ledger.redis import RedisStore
 from hardening.ledger.store import Balance
 from tests.ledger.server import DURABLE, PATIENCE, Server
+from tests.ledger.victim import LADDER
 
 ROOT = Path(__file__).parent.parent.parent
 BITS = 1000
@@ -59,6 +61,25 @@ def test_killed_at_random_points(url: str, tmp_path: Path) -> None:
 @pytest.mark.deep
 def test_killed_at_thousands_of_random_points(url: str, tmp_path: Path) -> None:
     kill(url, tmp_path, 2000)
+
+
+def strand(url: str, folder: Path, kills: int) -> None:
+    """What a kill takes from each budget is a slice of it, or a few requests; also where somebody was refused."""
+    found = victims("strand", url, folder, kills)
+    said = ", ".join(f"{rung} {share['mean']:.2%} (at most {share['most']:.2%})" for rung, share in found.items())
+    print(f"\n  {url.partition(':')[0]}, {kills} kills: stranded {said}")
+    for rung, share in found.items():
+        few = (FIRST + 1) * 8 * 17 / (LADDER[rung].bits or 0.0)
+        assert 0 <= share["mean"] <= share["most"] <= 1 / SHARE + few, rung
+
+
+def test_what_a_kill_strands_of_each_rung(url: str, tmp_path: Path) -> None:
+    strand(url, tmp_path, 12)
+
+
+@pytest.mark.deep
+def test_what_many_kills_strand_of_each_rung(url: str, tmp_path: Path) -> None:
+    strand(url, tmp_path, 200)
 
 
 def hammer(url: str, folder: Path, processes: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sqlite3
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +16,15 @@ import hardening
 from hardening.config import Output, Policy
 from hardening.errors import ConfigError, Denied
 from hardening.ledger import Budget, LedgerRules
+from hardening.ledger.amounts import Kind
+from hardening.ledger.redis import RedisStore
+from hardening.ledger.store import Balance
 from hardening.testing import RecordingSink
 from hardening.transforms import LabelOnly, Types
 from hardening.types import Identity
+from tests.ledger.proxy import Proxy
 from tests.ledger.server import DURABLE, FORGETFUL, PATIENCE, Server
+from tests.ledger.test_redis import wait_for_answers
 
 TIERS = {"normal": (Types(n=100),), "label": (LabelOnly(),)}
 NORMAL, LABEL = math.log2(176851), 2.0
@@ -99,11 +107,89 @@ def test_a_grant_on_another_replica(tmp_path: Path, url: str, request: pytest.Fi
         # A refusal stands for a second in the lease, so that whoever has nothing left cannot make the store work.
         assert one._admission is not None
         assert one._admission._ledger is not None
-        for row in one._admission._ledger._rows.values():
-            for lease in row:
-                lease.ask_again()
+        for lease in one._admission._ledger._roster:
+            lease.ask_again()
         assert one.admit(name, 1).tier == "normal"
         assert len(one.harden({"p": P[:1]}, client=name)["p"]) == 1
+
+
+def test_standings_take_one_look_into_the_books(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Of all clients; and they are those of a look at each."""
+    name, rules = request.node.name[-9:], policy(url, tmp_path)
+    with hardening.Guard(rules) as guard, hardening.Guard(rules) as other:
+        for i in range(300):
+            guard.harden({"p": P[: 1 + i % 3]}, client=f"{name} {i}")
+        other.harden({"p": P}, client=f"{name} 0")
+        standings = guard.clients()
+        assert len(standings) == 300
+        assert standings[f"{name} 0"].bits >= 5 * NORMAL * (1 - 1e-6)
+        for i in range(1, 300):
+            assert standings[f"{name} {i}"].bits == pytest.approx((1 + i % 3) * NORMAL, rel=1e-6)
+        assert standings == {client: guard.standing(client) for client in standings}
+
+
+def test_standings_while_the_books_cannot_be_had(tmp_path: Path, server: Server) -> None:
+    """The first look finds out, in one timeout; the next do not wait at all. Both say so."""
+    proxy = Proxy(server.port)
+    rules = policy(proxy.url, tmp_path)
+    try:
+        with hardening.Guard(rules, sink=RecordingSink()) as guard:
+            for i in range(200):
+                guard.harden({"p": P}, client=f"away {i}")
+            assert guard._admission is not None
+            assert guard._admission._ledger is not None
+            store, looks = guard._admission._ledger._store, []
+            read = store.read_all
+
+            def look(keys: Sequence[str]) -> dict[str, dict[Kind, Balance]]:
+                looks.append(len(keys))
+                return read(keys)
+
+            store.read_all = look  # type: ignore[method-assign]
+            proxy.hold()
+            wait_for_answers(store, 0.2)  # type: ignore[arg-type]
+            standings = guard.clients()
+            assert (len(looks), {s.stale for s in standings.values()}) == (1, {True})
+            assert [s.bits for s in standings.values()] == pytest.approx([4 * NORMAL] * 200)
+            with pytest.raises(Denied):
+                guard.harden({"p": P}, client="new while it is away")
+            assert {s.stale for s in guard.clients().values()} == {True}
+            assert len(looks) == 1
+            proxy.release()
+            wait_for_answers(store, PATIENCE)  # type: ignore[arg-type]
+    finally:
+        proxy.close()
+
+
+def test_whoever_looks_keeps_nobody_from_renewing(tmp_path: Path, server: Server) -> None:
+    """A look that waits for the network holds no lock that a request needs."""
+    proxy = Proxy(server.port)
+    try:
+        with hardening.Guard(policy(server.url, tmp_path)) as guard, ThreadPoolExecutor(1) as pool:
+            guard.harden({"p": P}, client="first")
+            assert guard._admission is not None
+            assert guard._admission._ledger is not None
+            store = guard._admission._ledger._store
+            store._reader = RedisStore(proxy.url, timeout=PATIENCE)  # type: ignore[attr-defined]
+            proxy.hold()
+            looking = pool.submit(guard.clients)
+            for i in range(20):
+                assert len(guard.harden({"p": P}, client=f"new {i}")["p"]) == 4
+            assert not looking.done()
+            proxy.release()
+            assert not looking.result(PATIENCE)["first"].stale
+    finally:
+        proxy.close()
+
+
+def test_a_look_does_not_wait_for_whoever_writes(tmp_path: Path) -> None:
+    with hardening.Guard(policy("sqlite:///books.db", tmp_path)) as guard:
+        guard.harden({"p": P}, client="alice")
+        with contextlib.closing(sqlite3.connect(tmp_path / "books.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            standing = guard.clients()["alice"]
+            assert not standing.stale
+            assert standing.bits == pytest.approx(4 * NORMAL, rel=1e-6)
 
 
 def test_a_restart_of_the_server_loses_nothing(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_names_are_checked_and_accounts_are_bounded() -> None:
         books.spend((Account("planet", "earth"),), ONE)
     for i in range(1000):
         books.spend((Account("credential", f"sybil {i}"),), ONE)
-    assert len(books._rows) == 4
+    assert len(list(books._roster)) == 4
     assert books.balance(Account("credential", "(pooled)"))["bits"].total >= 997 * BIT
     assert [books.spend((Account("credential", f"more {i}"),), ONE) is None for i in range(4)] == [True] * 3 + [False]
     assert books.spend((Account("credential", "sybil 0"),), ONE) is None
@@ -427,7 +427,8 @@ def test_a_request_of_a_thread_rides_with_another(clock: FakeClock) -> None:
         answers = [pool.submit(books.spend, (account,), ONE) for account in accounts]
         while True:
             with books._lock:
-                if len(books._rows) == clients and sum(lease.due for (lease,) in books._rows.values()) == clients - 1:
+                leases = list(books._roster)
+                if len(leases) == clients and sum(lease.due for lease in leases) == clients - 1:
                     break
         gathered.set()
         assert [answer.result(PATIENCE) for answer in answers] == [None] * clients

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pytest
@@ -45,27 +45,33 @@ class Wire(MemoryStore):
     """A store behind a network."""
 
     heartbeat = 10.0
+    durable = False
 
     def __init__(self) -> None:
         super().__init__(FakeClock(1e9))
         self.state: Network = "works"
-        self.late: list[tuple[str, int, Sequence[Ask]]] = []
+        self.late: list[Callable[[], Reply]] = []
 
     def lease(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        return self.send(lambda: MemoryStore.lease(self, replica, number, asks))
+
+    def part(self, replica: str, number: int, asks: Sequence[Ask]) -> Reply:
+        return self.send(lambda: MemoryStore.part(self, replica, number, asks))
+
+    def send(self, request: Callable[[], Reply]) -> Reply:
         if self.state == "loses requests":
             raise LedgerError("lost")
         if self.state == "delivers late":
-            self.late.append((replica, number, asks))
+            self.late.append(request)
             raise LedgerError("late")
-        reply = super().lease(replica, number, asks)
+        reply = request()
         if self.state == "loses answers":
             raise LedgerError("lost")
         return reply
 
     def deliver(self, which: int) -> None:
-        replica, number, asks = self.late.pop(which % len(self.late))
         with contextlib.suppress(LedgerError):  # refused if it was overtaken
-            super().lease(replica, number, asks)
+            self.late.pop(which % len(self.late))()
 
     def retire(self, replica: str) -> None:
         if self.state != "works":
@@ -74,9 +80,11 @@ class Wire(MemoryStore):
 
 
 class Replica:
-    def __init__(self, store: MemoryStore, on_failure: Literal["deny", "allow"]) -> None:
+    def __init__(self, store: MemoryStore, on_failure: Literal["deny", "allow"], capacity: int) -> None:
         self.clock = FakeClock()
-        self.ledger = Ledger(store, BUDGETS, on_failure=on_failure, monotonic=self.clock, background=False)
+        self.ledger = Ledger(
+            store, BUDGETS, on_failure=on_failure, monotonic=self.clock, background=False, capacity=capacity
+        )
         self.spent: Counter[tuple[str, str]] = Counter()
 
     def count(self, accounts: Sequence[Account], cost: Cost, sign: int) -> None:
@@ -95,11 +103,12 @@ class Replicas(RuleBasedStateMachine):
     """Fails closed, over a store that keeps what it acknowledged."""
 
     on_failure: Literal["deny", "allow"] = "deny"
+    capacity = 1000
 
     @initialize()
     def start(self) -> None:
         self.store = Wire()
-        self.replicas = [Replica(self.store, self.on_failure) for _ in range(3)]
+        self.replicas = [Replica(self.store, self.on_failure, self.capacity) for _ in range(3)]
         self.gone: Counter[tuple[str, str]] = Counter()
         self.crashed = False
         self.last: tuple[Replica, tuple[Account, ...], Cost] | None = None
@@ -142,7 +151,7 @@ class Replicas(RuleBasedStateMachine):
             old.ledger.close()
         self.crashed = self.crashed or not cleanly or self.store.state != "works"
         self.gone.update(old.spent)
-        self.replicas[which] = Replica(self.store, self.on_failure)
+        self.replicas[which] = Replica(self.store, self.on_failure, self.capacity)
 
     def spent(self) -> Counter[tuple[str, str]]:
         return sum((replica.spent for replica in self.replicas), self.gone.copy())
@@ -178,6 +187,24 @@ class Replicas(RuleBasedStateMachine):
             assert amount <= self.total(name)
 
 
+class Crowded(Replicas):
+    """Replicas that have room for one account of each rung forget the others, once they are settled."""
+
+    capacity = 1
+
+    def start(self) -> None:
+        super().start()
+        self.store.durable = True
+
+    start = initialize()(start)
+
+    @rule()
+    def credit(self) -> None:
+        """What is credited is gone if the account was forgotten in between."""
+        super().credit()
+        self.crashed = True
+
+
 class Open(Replicas):
     """Fails open: nothing is forgotten, whatever the bound says."""
 
@@ -205,6 +232,30 @@ class Open(Replicas):
             replica.ledger.close()
         for name, amount in self.spent().items():
             assert amount <= self.total(name)
+
+
+class CrowdedOpen(Open):
+    """Who is new while nothing can be settled shares an account, so the books are right for each rung."""
+
+    capacity = 1
+
+    def start(self) -> None:
+        super().start()
+        self.store.durable = True
+
+    start = initialize()(start)
+
+    def spent(self) -> Counter[tuple[str, str]]:
+        rungs: Counter[tuple[str, str]] = Counter()
+        for (key, kind), amount in super().spent().items():
+            rungs[key.partition(":")[0], kind] += amount
+        return rungs
+
+    def total(self, name: tuple[str, str]) -> int:
+        rung, kind = name
+        accounts = {account for account in ACCOUNTS if account.rung == rung}
+        names = [(account.key, kind) for account in accounts | {account.pooled for account in accounts}]
+        return sum(super(CrowdedOpen, self).total(each) for each in names)
 
 
 class Forgetful(Replicas):
@@ -249,12 +300,12 @@ def run(machine: type[Replicas], examples: int) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
-@pytest.mark.parametrize("machine", [Replicas, Open, Forgetful])
+@pytest.mark.parametrize("machine", [Replicas, Crowded, Open, CrowdedOpen, Forgetful])
 def test_replicas(machine: type[Replicas]) -> None:
     run(machine, 100)
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("machine", [Replicas, Open, Forgetful])
+@pytest.mark.parametrize("machine", [Replicas, Crowded, Open, CrowdedOpen, Forgetful])
 def test_replicas_for_long(machine: type[Replicas]) -> None:
     run(machine, 1000)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +17,8 @@ from hardening.ledger import Account, Budget, Cost, Ledger, LedgerRules, Window,
 from hardening.ledger.amounts import UNITS
 from hardening.ledger.books import Ask
 from hardening.ledger.lease import FIRST
-from hardening.ledger.redis import ACCOUNT, GRANTS, REPLICA, RedisStore
-from hardening.ledger.store import FORGET
+from hardening.ledger.redis import ACCOUNT, GRANTS, REPLICA, ROLL, RedisStore
+from hardening.ledger.store import FORGET, REMEMBERED
 from hardening.testing import FakeClock, RecordingSink
 from tests.ledger.proxy import Proxy
 from tests.ledger.server import DURABLE, FORGETFUL, PATIENCE, Server, reserve
@@ -301,8 +302,9 @@ def test_records(empty: Server) -> None:
     store.lease("a", 1, [ask(0, 0, 5, 5)])
     assert call(empty, "TTL", ACCOUNT + ALICE.key) == -1, "accounts live for ever"
     assert FORGET - 600 <= call(empty, "TTL", REPLICA + "a") <= FORGET
+    assert call(empty, "ZRANGE", ROLL, 0, -1) == [REPLICA + "a"]
     store.retire("a")
-    assert call(empty, "EXISTS", REPLICA + "a") == 0
+    assert call(empty, "EXISTS", REPLICA + "a", ROLL) == 0
     store.extend(ALICE.key, "rho", 7, "ticket 9")
     store.extend(ALICE.key, "rho", 2, "ticket 10")
     assert store.read(ALICE.key) == {"bits": (5, 0), "rho": (0, 9)}
@@ -312,6 +314,69 @@ def test_records(empty: Server) -> None:
         (ALICE.key, 2, "ticket 10"),
     ]
     store.close()
+
+
+def test_a_replica_outlives_a_clock_that_is_set_forward(empty: Server) -> None:
+    """As when the server's clock is set forward by more than a week: the record has expired, the replica has not."""
+    clock = FakeClock()
+    books = ledger(reach(empty.url), monotonic=clock)
+    bob, spent = Account("credential", "bob"), 0
+    for _ in range(3):
+        for _ in range(100):
+            assert books.spend((ALICE,), ONE) is None
+            assert books.spend((bob,), ONE) is None
+            clock.now += 0.01
+        spent += 100
+        (record,) = call(empty, "KEYS", REPLICA + "*")
+        call(empty, "DEL", record)
+        clock.now += 10.0
+        books.tick()
+        for account in (ALICE, bob):
+            assert books.balance(account)["bits"].total - books.held(account)["bits"] == spent * BIT
+    books.close()
+    store = reach(empty.url)
+    assert {store.read(account.key)["bits"].total for account in (ALICE, bob)} == {300 * BIT}
+    store.close()
+
+
+def test_books_that_are_lost_are_no_clock_that_was_set(launch: Launch) -> None:
+    """With the accounts the roll is lost, too: so the replica tells what it knows."""
+    server, clock = launch(*FORGETFUL), FakeClock()
+    books = ledger(reach(server.url, durability="best-effort"), monotonic=clock)
+    for _ in range(100):
+        assert books.spend((ALICE,), ONE) is None
+    call(server, "FLUSHALL")
+    clock.now += 10.0
+    books.tick()
+    assert books.balance(ALICE)["bits"].total - books.held(ALICE)["bits"] == 100 * BIT
+    books.close()
+
+
+def test_the_roll_is_bounded(empty: Server) -> None:
+    store = reach(empty.url)
+    store._with(lambda: store._call("ZADD", ROLL, *(x for i in range(REMEMBERED + 50) for x in (i, f"dead {i}"))))
+    store.lease("a", 1, [])
+    assert call(empty, "ZCARD", ROLL) == REMEMBERED
+    assert call(empty, "ZREVRANGE", ROLL, 0, 1) == [REPLICA + "a", f"dead {REMEMBERED + 49}"]
+    store.close()
+
+
+def test_a_server_whose_clock_is_set_is_told_of(empty: Server) -> None:
+    """Seen from here, where a clock is that nobody sets: a day forward, and an hour back."""
+    sink, clock = RecordingSink(), FakeClock()
+    start, ours = time.monotonic(), FakeClock()
+    store = reach(empty.url, monotonic=lambda: time.monotonic() - ours.now)
+    budgets = {"credential": Budget(bits=1e6, queries=Window("1h", 100))}
+    books = Ledger(store, budgets, sink=sink, clock=clock, monotonic=clock, background=False)
+    for jump in (0.0, 86_400.0, 0.0, -3600.0, 0.0):
+        ours.now += jump
+        clock.now += 60.0
+        books.spend((ALICE,), Cost.of(bits=100.0, queries=1))
+        books.tick()
+    assert [(e.kind, e.evidence["clock"]) for e in sink.events] == [("clock-jumped", "store")] * 2
+    seconds = [e.evidence["seconds"] for e in sink.events]
+    assert seconds == pytest.approx([86_400, -3600], abs=1 + time.monotonic() - start)
+    books.close()
 
 
 def test_a_damaged_entry_is_no_empty_one(empty: Server) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,9 +186,64 @@ def test_replicas_that_died_are_forgotten_and_their_leases_stay_leased(file: Pat
     clock.now += FORGET / 2 + 1
     store = SqliteStore(file, clock=clock)
     assert store.lease("alive", 2, [ask(7, 7, 0, 0)]).last == 1
-    assert store.lease("dead", 2, []).last == 0
     assert store.read(ALICE.key)["bits"].total == 12
     store.close()
+    with contextlib.closing(sqlite3.connect(file)) as sql:
+        assert sql.execute("SELECT replica FROM held").fetchall() == [("alive",)]
+
+
+def test_names_of_replicas_that_died_are_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardening.ledger.sqlite.REMEMBERED", 5)
+    clock = FakeClock(1e9)
+    store = SqliteStore(file, clock=clock)
+    for i in range(20):
+        clock.now += 1
+        store.lease(f"dead {i}", 1, [ask(0, 0, 5, 5)])
+    store.close()
+    clock.now += FORGET + 1
+    SqliteStore(file, clock=clock).close()
+    with contextlib.closing(sqlite3.connect(file)) as sql:
+        names = sql.execute("SELECT replica FROM replicas ORDER BY seen").fetchall()
+        assert names == [(f"dead {i}",) for i in range(15, 20)]
+        assert sql.execute("SELECT count(*) FROM held").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("jumps", [[1.75e9], [1e9, 1.75e9, 3e9], [1.75e9, 1e8, 2e9]])
+@pytest.mark.parametrize("on_failure", ["deny", "allow"])
+def test_a_replica_outlives_a_clock_that_is_set_forward(file: Path, jumps: list[float], on_failure: str) -> None:
+    """A machine starts in 1970 and learns the time when it is on the net; then another process opens the file, which
+    forgets who was silent for a week. Who is alive all the same is not charged twice, whatever it does next."""
+    wall, clock = FakeClock(3600.0 * 24 * 30), FakeClock()
+    budgets = {"credential": Budget(bits=1000.0)}
+    settings: dict[str, Any] = {"clock": wall, "monotonic": clock, "background": False, "on_failure": on_failure}
+    books = Ledger(SqliteStore(file, clock=wall, timeout=0.01), budgets, **settings)
+    bob, spent = Account("credential", "bob"), 0
+    for jump in [*jumps, None]:
+        for _ in range(100):
+            assert books.spend((ALICE,), ONE) is None
+            assert books.spend((bob,), ONE) is None
+            clock.now += 0.01
+        spent += 100
+        if jump is not None:
+            wall.now = jump
+            SqliteStore(file, clock=wall).close()
+        if on_failure == "allow":
+            with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")  # what is spent now is owed
+                assert [books.spend((ALICE,), ONE) for _ in range(100)] == [None] * 100
+                spent_alice = 100
+            clock.now += 10.0
+        else:
+            spent_alice = 0
+        books.tick()
+        for account, amount in ((ALICE, spent + spent_alice), (bob, spent)):
+            assert books.balance(account)["bits"].total - books.held(account)["bits"] == amount * UNITS[0]
+        if spent_alice:
+            books.credit((ALICE,), Cost.of(bits=float(spent_alice)))
+    books.close()
+    after = SqliteStore(file, clock=wall)
+    assert {after.read(account.key)["bits"].total for account in (ALICE, bob)} == {spent * UNITS[0]}
+    after.close()
 
 
 def test_an_exchange_that_was_overtaken_is_refused(file: Path) -> None:

@@ -7,6 +7,7 @@ between leaves less in the file than was spent; nothing can leave more. So the b
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -109,6 +110,65 @@ def hammer(url: str, folder: Path, processes: int, seed: int) -> dict[str, float
             "booked": total(url, Account("credential", name))}  # fmt: skip
 
 
+#: What a server is like: each client and organisation may be told a share of what all may be.
+LADDER = {"credential": Budget(bits=2e4), "organisation": Budget(bits=2e5), "model": Budget(bits=2e6)}
+CLIENTS, ORGANISATIONS = 60, 6
+
+
+def who(client: int) -> tuple[Account, ...]:
+    return (
+        Account("credential", f"client {client}"),
+        Account("organisation", f"organisation {client % ORGANISATIONS}"),
+        MODEL,
+    )
+
+
+def serve(url: str, log: Path, ready: int) -> NoReturn:
+    """Serve clients with one to eight rows of 17 bits, until killed; one of them asks for far more than it has left,
+    in ever new amounts, all of which those whom it shares its other budgets with could still be told."""
+    rng = random.Random(os.getpid())
+    ledger = open_ledger(LedgerRules(url, timeout=PATIENCE), LADDER)
+    release = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    while True:
+        client, amount = rng.randrange(CLIENTS), 17 * rng.randrange(1, 9)
+        if ledger.spend(who(client), Cost.of(bits=amount)) is None:
+            os.write(release, client.to_bytes(2, "little") + amount.to_bytes(2, "little"))
+        os.write(ready, b"!")
+        if rng.random() < 0.05:
+            ledger.spend(who(0), Cost.of(bits=rng.randrange(20_001, 150_000)))
+
+
+def strand(url: str, folder: Path, kills: int, seed: int) -> dict[str, dict[str, float]]:
+    """What each kill strands of the budgets that the process used, as shares of these, by rung: mean and most."""
+    rng, log, shares, before = random.Random(seed), folder / "released", {rung: [] for rung in LADDER}, {}
+    accounts = {account for client in range(CLIENTS) for account in who(client)}
+    for _ in range(kills):
+        start = log.stat().st_size if log.exists() else 0
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            serve(url, log, write)
+        os.close(write)
+        for _ in range(rng.randrange(50, 400)):
+            os.read(read, 1)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        data, spent, used = log.read_bytes(), dict.fromkeys(accounts, 0), set()
+        for i in range(0, len(data), 4):
+            for account in who(int.from_bytes(data[i : i + 2], "little")):
+                spent[account] += int.from_bytes(data[i + 2 : i + 4], "little") << 20
+                if i >= start:
+                    used.add(account)
+        for account in used:
+            lost = total(url, account) - spent[account]
+            bits = LADDER[account.rung].bits or math.inf
+            shares[account.rung].append((lost - before.get(account, 0)) / (bits * 2**20))
+            before[account] = lost
+    return {rung: {"mean": sum(found) / len(found), "most": max(found)} for rung, found in shares.items()}
+
+
 if __name__ == "__main__":
     mode, url, folder, number, seed = sys.argv[1:]
-    print(json.dumps({"kill": kill, "hammer": hammer}[mode](url, Path(folder), int(number), int(seed))))
+    run = {"kill": kill, "hammer": hammer, "strand": strand}[mode]
+    print(json.dumps(run(url, Path(folder), int(number), int(seed))))

@@ -140,6 +140,8 @@ class Accounts:
         suspected = sum(c["suspicion"] is None or c["suspicion"] >= 1 for c in self._clients)
         title = f"clients: {len(self._clients)}, queries: {sum(c['queries'] for c in self._clients):,}"
         title += f", suspected: {suspected}" * bool(suspected)
+        if any(c.get("stale") for c in self._clients):
+            title += "\nThe books cannot be had: what follows is what the server counted itself since it started."
         out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         names = min(max((len(c["client"]) for c in self._clients), default=0), _LONGEST)
         out.add_column("client", overflow="fold", width=max(names, len("client")))
