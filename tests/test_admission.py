@@ -496,7 +496,7 @@ def test_a_full_table_of_clients_forgets_no_budget(tmp_path: Path, monkeypatch: 
 
 
 def test_the_ledger_has_room_for_the_clients_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardening.budgets.CAPACITY", 3)
+    monkeypatch.setattr("hardening.ledger.ROOM", 3)
     for capacity, answered in ((2, 4), (7, 7)):
         rules = policy(tmp_path, clients=ClientRules(capacity=capacity), budgets={"credential": Budget(bits=20.0)})
         count = 0

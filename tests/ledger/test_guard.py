@@ -15,7 +15,7 @@ import pytest
 import hardening
 from hardening.config import Output, Policy
 from hardening.errors import ConfigError, Denied
-from hardening.ledger import Budget, LedgerRules
+from hardening.ledger import Budget, Ledger, LedgerRules, open_store
 from hardening.ledger.amounts import Kind
 from hardening.ledger.redis import RedisStore
 from hardening.ledger.store import Balance
@@ -114,9 +114,14 @@ def test_a_grant_on_another_replica(tmp_path: Path, url: str, request: pytest.Fi
 
 
 def test_standings_take_one_look_into_the_books(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Of all clients; and they are those of a look at each."""
+    """Of all clients; and they are those of a look at each. Nobody renews a lease between two looks."""
     name, rules = request.node.name[-9:], policy(url, tmp_path)
-    with hardening.Guard(rules) as guard, hardening.Guard(rules) as other:
+
+    def replica() -> hardening.Guard:
+        store = open_store(rules.ledger, root=tmp_path)
+        return hardening.Guard(rules, ledger=Ledger(store, rules.budgets, background=False))
+
+    with replica() as guard, replica() as other:
         for i in range(300):
             guard.harden({"p": P[: 1 + i % 3]}, client=f"{name} {i}")
         other.harden({"p": P}, client=f"{name} 0")
