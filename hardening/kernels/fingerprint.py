@@ -2,8 +2,8 @@
 
 A row is quantised; every window of consecutive entries is hashed by a rolling polynomial, and the smallest of the mixed
 hashes stand for the row (Li et al. 2022, "Blacklight"; minimal hashes: Broder 1997). They are looked up in an index of
-fixed size, which forgets the oldest hash of a bucket first. Parts that many rows have, such as an empty margin, are soon
-forgotten of each, so a row is also known by half of the others. The very same row is no near duplicate, so a row has a
+fixed size, which forgets the oldest hash of a bucket first. What many rows have, such as an empty margin, is soon
+forgotten of each, so a row is also known by half of the rest. The very same row is no near duplicate, so a row has a
 name as well: NH (Black et al. 1999, "UMAC") of its bits, under keys that are drawn as they are needed.
 """
 
