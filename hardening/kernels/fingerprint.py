@@ -2,8 +2,9 @@
 
 A row is quantised; every window of consecutive entries is hashed by a rolling polynomial, and the smallest of the mixed
 hashes stand for the row (Li et al. 2022, "Blacklight"; minimal hashes: Broder 1997). They are looked up in an index of
-fixed size, which forgets the oldest hash of a bucket first. The very same row is no near duplicate, so a row has a name
-as well: NH (Black et al. 1999, "UMAC") of its bits, under keys that are drawn as they are needed.
+fixed size, which forgets the oldest hash of a bucket first. What many rows have, such as an empty margin, is soon
+forgotten of each, so a row is also known by half of the rest. The very same row is no near duplicate, so a row has a
+name as well: NH (Black et al. 1999, "UMAC") of its bits, under keys that are drawn as they are needed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from hardening.kernels.lanes import device, prefetch
 
 #: Entries of a bucket, and places to count the rows that hashes point at (a power of two).
 WAYS, TALLY = 4, 1024
+#: Fewest rare hashes that a row is told by alone.
+RARE = 8
 #: Secret words: the factor of the polynomial, odd; what hashes are mixed with; where the keys of names begin.
 SALT = 3
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -135,24 +138,56 @@ def _place(value: Any, index: Any) -> Any:
 
 
 @device
-def _likest(hashes: Any, number: Any, index: Any, tally: Any) -> tuple[Any, Any]:
-    """Enters hashes as those of a row; most of them that an earlier row has as well, and that row's number."""
-    for k in range(len(hashes)):
-        prefetch(index.ctypes.data + 8 * WAYS * _place(hashes[k], index))
+def _is_of(entry: Any, hashed: Any) -> bool:
+    return entry != _NONE and np.uint32(entry >> np.uint64(32)) == hashed
+
+
+@device
+def _likest(hashes: Any, rare: bool, index: Any, tally: Any) -> tuple[Any, Any, Any]:
+    """Most hashes that one earlier row has as well, that row's number, and of how many.
+
+    `rare`: without those that fill a bucket, so that rows which had them may have been forgotten there.
+    """
     tally[:] = np.uint32(0)
-    best, of = np.int64(0), np.uint32(0)
+    best, of, counted = np.int64(0), np.uint32(0), np.int64(0)
     for k in range(len(hashes)):
         bucket = index[_place(hashes[k], index)]
+        if rare and _is_of(bucket[0], hashes[k]):
+            full = True
+            for way in range(1, WAYS):
+                full &= _is_of(bucket[way], hashes[k])
+            if full:
+                continue
+        counted += 1
         for way in range(WAYS):
-            if bucket[way] != _NONE and np.uint32(bucket[way] >> np.uint64(32)) == hashes[k]:
+            if _is_of(bucket[way], hashes[k]):
                 other = np.uint32(bucket[way] & _LOW)
                 votes = _vote(tally, other)
                 if votes > best:
                     best, of = votes, other
+    return best, of, counted
+
+
+@device
+def _match(hashes: Any, share: float, index: Any, tally: Any) -> tuple[bool, Any]:
+    """Whether an earlier row has that share of the hashes, or of those that are rare; and its number."""
+    for k in range(len(hashes)):
+        prefetch(index.ctypes.data + 8 * WAYS * _place(hashes[k], index))
+    best, of, counted = _likest(hashes, False, index, tally)
+    if best > 0 and best >= share * counted:
+        return True, of
+    best, of, counted = _likest(hashes, True, index, tally)
+    return counted >= RARE and best >= share * counted, of
+
+
+@device
+def _enter(hashes: Any, number: Any, index: Any) -> None:
+    """As those of a row; the oldest of each bucket is forgotten."""
+    for k in range(len(hashes)):
+        bucket = index[_place(hashes[k], index)]
         for way in range(WAYS - 1, 0, -1):
             bucket[way] = bucket[way - 1]
         bucket[0] = np.uint64(hashes[k]) << np.uint64(32) | np.uint64(number)
-    return best, of
 
 
 def look(
@@ -176,10 +211,11 @@ def look(
     linked: Any = 0
     for r in range(len(parts)):
         now, count = clock[0], parts[r]
-        best, of = _likest(hashes[r, :count], now, index, tally)
+        like, of = _match(hashes[r, :count], share, index, tally)
+        _enter(hashes[r, :count], now, index)
         same = _remember(known, names[r])
         kept = np.int64(np.uint32(now - of)) < len(owners)
-        nearly = count > 0 and best > 0 and best >= share * count and kept and not same
+        nearly = like and kept and not same
         duplicate[r], owner[r] = np.uint8(nearly), -1
         if nearly:
             owner[r] = owners[np.int64(of) & (len(owners) - 1)]

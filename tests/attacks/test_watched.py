@@ -5,7 +5,6 @@ A real model behind a wrapped session; ordinary clients ask about the same digit
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from hardening.clients.table import reasons
 from hardening.config import parse_policy
 from hardening.kernels.layout import PARTS, Lane
 from hardening.noise import CIPHERS, SECRET_BYTES, Key
-from tests.attacks.test_probing import honest_rows, nes, square
+from tests.attacks.searches import SEARCHES, run
 from tests.clients import crowd
 from tests.onnx.graphs import build, floats, node
 
@@ -85,6 +84,12 @@ def session(folder: Path) -> Iterator[HardenedSession]:
         yield made
 
 
+def honest_rows(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Digits that nobody changed: some are asked by many clients."""
+    x = crowd.digits().x[900:]
+    return x[rng.choice(len(x), count, replace=False)]
+
+
 def told(session: HardenedSession, client: str, x: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {"x": np.asarray(x, np.float32).reshape(-1, 64)}, client=client)[0])
 
@@ -107,32 +112,31 @@ def test_a_thief_is_flagged_and_ordinary_clients_are_not(session: HardenedSessio
     assert flagged(session) == {f"thief-{i}" for i in range(5)}
 
 
-@pytest.mark.parametrize(("search", "budget"), [(square, 2000), (nes, 5000)], ids=["square", "nes"])
-def test_searches_are_flagged_within_their_first_hundredth(
-    search: object, budget: int, session: HardenedSession
-) -> None:
+@pytest.mark.parametrize("name", ["Square", "NES"])
+def test_searches_are_flagged_within_their_first_hundredth(name: str, session: HardenedSession) -> None:
     """One question at a time, from what the session says, among ordinary traffic about the same pictures."""
-    rng = np.random.default_rng(3)
+    (search, budget), rng, going = SEARCHES[name], np.random.default_rng(3), []
     x, labels = crowd.digits().x[900:], crowd.digits().y[900:]
     for i in range(20):
         told(session, f"user-{i}", honest_rows(rng, 100))
     for i in range(20):
         target = int(rng.integers(len(x)))
 
-        def loss(asked: np.ndarray, label: int, client: str = f"search-{i}") -> float:
-            p = told(session, client, asked)[0].astype(np.float64)
-            return float(np.log(p[label] + 1e-12) - np.log(np.delete(p, label).max() + 1e-12))
-
-        run = search(np.random.default_rng(i), x[target].astype(np.float64), int(labels[target]), loss=loss)  # type: ignore[operator]
-        for _ in itertools.islice(run, budget // 100 + 1):  # what is yielded is asked when the search goes on
+        def ask(asked: np.ndarray, i: int = i, target: int = target) -> np.ndarray:
             told(session, f"user-{i}", x[rng.integers(len(x), size=2)])
             told(session, f"user-{i}", x[target])
-        assert session.guard.standing(f"search-{i}").queries == budget // 100
-    assert flagged(session) == {f"search-{i}" for i in range(20)}
-    for i in range(20):
-        row = session.guard._clients.row(f"search-{i}")
+            return told(session, f"search-{i}", asked)
+
+        start = x[target].reshape(8, 8).astype(np.float64)
+        if run(search(np.random.default_rng(i), start, int(labels[target])), ask, budget // 100).found is None:
+            assert session.guard.standing(f"search-{i}").queries == budget // 100
+            going.append(f"search-{i}")
+    assert set(going) <= flagged(session) <= {f"search-{i}" for i in range(20)}
+    assert len(going) >= 15, "the others had found what they looked for"
+    for client in going:
+        row = session.guard._clients.row(client)
         assert Lane.DUPLICATE in dict(reasons(row))
-        assert row["sums"][Lane.DUPLICATE] >= PARTS * (row["firsts"] - 2)
+        assert row["sums"][Lane.DUPLICATE] >= PARTS * (row["firsts"] - 3)
 
 
 def test_a_search_by_many_is_one_cluster(session: HardenedSession) -> None:

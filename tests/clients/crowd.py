@@ -35,6 +35,16 @@ class Summaries(NamedTuple):
         return Summaries(self.rows[index], self.keys[index])
 
 
+def summed_up(x: np.ndarray, scores: np.ndarray) -> Summaries:
+    """What hardening notes down of questions `x`, through the program that would answer them."""
+    p = np.ascontiguousarray(scores, np.float32)
+    program = Program(Pipeline("simplex", (Types(n=100),)), p.shape[1], None, "p", "model")
+    task = Task(program, p, len(p), np.zeros((1, 3), "u4"))
+    assert task.run() == 0
+    keys = np.array([zlib.crc32(row.tobytes()) or 1 for row in np.asarray(x, np.float32)], np.uint32)
+    return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
+
+
 class Honest(NamedTuple):
     """A population of questions, with the classes that they are really of."""
 
@@ -74,13 +84,7 @@ class World:
         return softmax(self.model.activations(x)[-1])
 
     def summed_up(self, x: np.ndarray) -> Summaries:
-        """What hardening notes down of these questions, through the program that would answer them."""
-        p = np.ascontiguousarray(self.scores(x), np.float32)
-        program = Program(Pipeline("simplex", (Types(n=100),)), p.shape[1], None, "p", "model")
-        task = Task(program, p, len(p), np.zeros((1, 3), "u4"))
-        assert task.run() == 0
-        keys = np.array([zlib.crc32(row.tobytes()) or 1 for row in np.asarray(x, np.float32)], np.uint32)
-        return Summaries(np.ascontiguousarray(task.summary[:, : len(p)].T), keys)
+        return summed_up(x, self.scores(x))
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows such as the model was not trained on, and what they are."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hardening.clients import fingerprints
 from hardening.clients.fingerprints import HASHES, SHARE, Fingerprints
 from hardening.errors import InputError
-from hardening.kernels.fingerprint import WAYS
+from hardening.kernels.fingerprint import RARE, WAYS
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -60,15 +60,15 @@ class Plain:
 
     def seen(self, row: np.ndarray, slot: int) -> tuple[int, int]:
         hashes, name = reference(row, self.index)
-        votes: Counter[int] = Counter()
-        best, of = 0, 0
-        for h in hashes:
-            bucket = self.hashes.setdefault(mix(h) % len(self.index._index), [])
-            for kept, number in bucket:
-                if kept == h:
-                    votes[number] += 1
-                    if votes[number] > best:
-                        best, of = votes[number], number
+        buckets = [self.hashes.setdefault(mix(h) % len(self.index._index), []) for h in hashes]
+        every = list(zip(hashes, buckets, strict=True))
+        rare = [(h, bucket) for h, bucket in every if [kept for kept, _ in bucket] != [h] * WAYS]
+        best, of = self.likest(every)
+        like = best >= max(SHARE * len(every), 1)
+        if not like:
+            best, of = self.likest(rare)
+            like = len(rare) >= RARE and best >= SHARE * len(rare)
+        for h, bucket in every:
             bucket.insert(0, (h, self.now))
             del bucket[WAYS:]
         names = self.names.setdefault(name % len(self.index._known), [])
@@ -77,11 +77,22 @@ class Plain:
             names.remove(name)
         names.insert(0, name)
         del names[WAYS:]
-        nearly = best > 0 and best >= SHARE * len(hashes) and self.now - of < len(self.index._owners) and not same
+        nearly = like and self.now - of < len(self.index._owners) and not same
         owner = self.owners.get(of, -1) if nearly else -1
         self.owners[self.now] = slot
         self.now += 1
         return int(nearly), owner
+
+    def likest(self, hashes: list[tuple[int, list[tuple[int, int]]]]) -> tuple[int, int]:
+        votes: Counter[int] = Counter()
+        best, of = 0, 0
+        for h, bucket in hashes:
+            for kept, number in bucket:
+                if kept == h:
+                    votes[number] += 1
+                    if votes[number] > best:
+                        best, of = votes[number], number
+        return best, of
 
 
 @settings(max_examples=60)
