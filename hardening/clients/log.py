@@ -49,15 +49,18 @@ class Log:
         return np.maximum(np.where(self.question > 0, self.question, answers), 1).astype(np.uint32)
 
     def firsts(self) -> Rows:
-        """The rows asked for the first time, as far as a client's `REMEMBERED` last questions show."""
+        """The rows asked for the first time, as far as a client's `REMEMBERED` last different questions show."""
         recent, labels, cells = [0] * REMEMBERED, [0] * LABEL_BINS, set()
         kept: list[tuple[int, float, bool]] = []
         for i, (key, label, cell) in enumerate(
             zip(self.keys().tolist(), self.label.tolist(), self.cell.tolist(), strict=True)
         ):
             if key not in recent:
-                recent[len(kept) % REMEMBERED] = key
                 kept.append((i, labels[label % LABEL_BINS] / max(i, 1), cell not in cells))
+                recent.pop(0)
+            else:
+                recent.remove(key)
+            recent.append(key)
             labels[label % LABEL_BINS] += 1
             cells.add(cell)
         index = np.array([i for i, _, _ in kept], np.intp)

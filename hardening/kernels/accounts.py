@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.evidence import seen, weigh
+from hardening.kernels.evidence import refresh, seen, weigh
 from hardening.kernels.lanes import call_at, count_bits, device, outer, pointer, prefetch
 from hardening.kernels.layout import (
     CELL_BITS,
@@ -168,9 +168,10 @@ def _first(
     """Gathers evidence from a row unless its question was asked a short while ago; before `_enter_row`."""
     recent = carray(pointer(base + _RECENT), (REMEMBERED,), np.uint32)
     key = max(key, np.uint32(1))
-    if seen(recent, key):
-        return
     firsts = carray(pointer(base + _FIRSTS), (1,), np.uint32)
+    if seen(recent, key):
+        refresh(recent, key, np.int64(firsts[0] - np.uint32(1)) % REMEMBERED)
+        return
     recent[firsts[0] % np.uint32(REMEMBERED)] = key
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)

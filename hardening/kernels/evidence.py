@@ -84,6 +84,19 @@ def seen(recent: Any, key: Any) -> bool:
     return found
 
 
+@device
+def refresh(recent: Any, key: Any, newest: int) -> None:
+    """Make `key`, one of those remembered, the last to be forgotten; the newest of the ring is at `newest`."""
+    k = 0
+    while k < REMEMBERED - 1 and recent[k] != key:
+        k += 1
+    while k != newest:
+        after = (k + 1) % REMEMBERED
+        recent[k] = recent[after]
+        k = after
+    recent[newest] = key
+
+
 @apart
 def weigh(
     baseline: int,
