@@ -16,6 +16,7 @@ from hardening.admission import Admission
 from hardening.answer import Answer, Programs, wipe
 from hardening.budgets import open_budgets
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
+from hardening.clients.table import reasons
 from hardening.config import Policy
 from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
@@ -324,6 +325,9 @@ class Guard:
             status = self._serve(decision.slot, answer.only)
             if not status:
                 return answer
+            if status < 0:
+                self._stands_out(decision, -status)
+                return answer
             self._refuse(*answer.entries[0][:2], status)
         except BaseException as problem:
             names = ", ".join(answer.outputs)
@@ -344,13 +348,23 @@ class Guard:
             else:
                 self._clients.observe(decision.slot, job)
                 if not (status := task.run()):
-                    self._clients.settle(decision.slot, job)
-            if status:
+                    status = self._clients.settle(decision.slot, job)
+            if status > 0:
                 self._refuse(name, task, status)
+            if status < 0:
+                self._stands_out(decision, -status)
         answer.complete()
         if admission is not None:
             admission.credit(decision, answer)
         return answer
+
+    def _stands_out(self, decision: Decision, windows: int) -> None:
+        """Tell of windows that this answer filled, and that stand out from those of ordinary clients."""
+        client = POOLED if decision.slot == self._clients.pooled else decision.client
+        row = self._clients.row(client)
+        closed, beyond, last = (row[name].item() for name in ("windows", "beyond", "window"))
+        lanes = {lane.name.lower(): round(above, 3) for lane, above in reasons(row)}
+        self._tell("window-alarm", client, windows=windows, last=last, closed=closed, beyond=beyond, above=lanes)
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)

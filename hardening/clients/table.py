@@ -165,6 +165,7 @@ def standing(row: Any, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:
         suspicion=float(suspicion(evidence(row), false_alarm)),
         tier=tier,
         histogram=tuple(int(h) for h in row["histogram"]),
+        window=float(row["window"]),
     )
 
 
@@ -178,7 +179,10 @@ def merge(rows: NDArray[Any]) -> Any:
     out = np.zeros((), rows.dtype)
     for name in ("queries", "observed", "bits", "rho", "entropy"):
         out[name] = rows[name].sum()
-    for name in ("firsts", "histogram", "sums", "labels"):
+    # A window is of what one replica saw: the fullest goes on.
+    fullest = max(range(len(rows)), key=lambda i: (int(rows["opened"][i]), rows["open"][i].tolist()))
+    out["window"], out["opened"], out["open"] = rows["window"].max(), rows["opened"][fullest], rows["open"][fullest]
+    for name in ("firsts", "windows", "beyond", "histogram", "sums", "labels"):
         out[name] = np.minimum(rows[name].sum(axis=0, dtype=np.uint64), _MOST)
     out["classes"] = rows["classes"].max()
     out["cells"] = np.bitwise_or.reduce(rows["cells"], axis=0)

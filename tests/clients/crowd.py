@@ -22,6 +22,8 @@ from hardening.program import Program, Task
 from hardening.transforms import Types
 
 MOST = float(np.log2(10))
+#: What honest clients do.
+HABITS = ("browses", "repeats", "polls", "batches")
 
 
 class Summaries(NamedTuple):
@@ -40,16 +42,32 @@ class Honest(NamedTuple):
     asked: Summaries
     kinds: np.ndarray
 
-    def client(self, rng: np.random.Generator, count: int) -> Summaries:
-        """One honest client: some classes much more than others; one in ten polls, asking most things again."""
-        weights = rng.dirichlet(np.full(int(self.kinds.max()) + 1, 2.0))[self.kinds]
+    def client(self, rng: np.random.Generator, count: int, habit: str | None = None) -> Summaries:
+        """One honest client: some classes much more than others, each client to a degree and with a habit of its own.
+
+        Of `HABITS`, seven in ten clients browse. The others ask most things again and again, poll one hard question
+        between others, or send batches of one class after another.
+        """
+        skew = np.exp(rng.uniform(np.log(0.5), np.log(10)))
+        weights = rng.dirichlet(np.full(int(self.kinds.max()) + 1, skew))[self.kinds]
+        habit = habit or str(rng.choice(HABITS, p=(0.7, 0.1, 0.1, 0.1)))
+        batch = 1
         chosen = rng.choice(len(self.kinds), count, p=weights / weights.sum())
-        asked = self.asked.take(chosen)
+        if habit == "batches":
+            # Rows as drawn, but each batch sorted by class.
+            ends = np.cumsum(rng.integers(20, 200, count))
+            batch = np.searchsorted(ends, np.arange(count), side="right")
+            order = rng.permutation(int(self.kinds.max()) + 1)[self.kinds[chosen]]
+            chosen = chosen[np.lexsort((order, batch))]
         # Drawn again from a finite population, a row stands for another question of its like.
-        asked = Summaries(asked.rows, rng.integers(1, 2**32, count, np.uint32))
-        if rng.random() < 0.1:
+        asked = Summaries(self.asked.rows[chosen], rng.integers(1, 2**32, count, np.uint32))
+        if habit == "repeats":
             again = np.maximum.accumulate(np.where(rng.random(count) < 0.2, np.arange(count), 0))
             asked = asked.take(again)
+        if habit == "polls":
+            hard = rng.choice(np.flatnonzero(self.asked.rows[:, 0] > np.quantile(self.asked.rows[:, 0], 0.95)))
+            polls = rng.random(count) < rng.uniform(0.2, 0.9)
+            asked.rows[polls], asked.keys[polls] = self.asked.rows[hard], 7
         return asked
 
 
@@ -127,7 +145,8 @@ class World:
             x = np.concatenate(rounds)
             label = self.scores(x).argmax(axis=1)
             active = (x @ w + b > 0).astype(np.float32)
-            rounds.append(np.clip(x + 0.1 * np.sign((active * v[:, label].T) @ w.T), 0, 1).astype(np.float32))
+            step = rng.uniform(0.05, 0.15, (len(x), 1))  # from where he asked before, and not to where he asked before
+            rounds.append(np.clip(x + step * np.sign((active * v[:, label].T) @ w.T), 0, 1).astype(np.float32))
         return np.concatenate(rounds)[:count]
 
 

@@ -34,7 +34,7 @@ def flat(mean: float = 0.2, **lanes: float) -> Baseline:
     for name, value in lanes.items():
         means[:, Lane[name]] = value
     means[:3, [Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL]] = 1.0
-    edges = ((0.1, 1.0, 2.0, 0.2),) * LABEL_BINS
+    edges = ((0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 2.6, 0.2),) * LABEL_BINS
     nothing = (0.1,) * LANES
     return Baseline(
         "p", 100, 10_000, edges, tuple(map(tuple, means.tolist())), nothing, nothing, (1 / 8,) * 8, 0.999,
@@ -246,7 +246,7 @@ def test_a_baseline_survives_its_file_and_nothing_else_does() -> None:
         ("{}", "is not a baseline"),
         ("nonsense", "is not a baseline"),
         ("[]", "is not a baseline"),
-        (json.dumps(facts | {"schema": 2}), "another schema"),
+        (json.dumps(facts | {"schema": 1}), "another schema"),
         (json.dumps(facts | {"means": [[0.5]]}), "16 times 8 numbers"),
         (json.dumps(facts | {"means": [[1e-300] * 8] * 16}), "numbers from 1e-06 to 1"),
         (json.dumps(facts | {"means": [[0.5], [0.1, 0.2]]}), "is not a baseline"),

@@ -83,13 +83,22 @@ def table(clients: list[dict[str, Any]]) -> Table:
     total = sum(c["queries"] for c in clients)
     title = f"clients: {len(clients)}, queries: {total:,}"
     out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    rho, spent, suspicion = (any(c.get(name) != 0 for c in clients) for name in ("rho", "spent", "suspicion"))
+    rho, spent, suspicion, window = (
+        any(c.get(name) != 0 for c in clients) for name in ("rho", "spent", "suspicion", "window")
+    )
     out.add_column("client", overflow="fold", min_width=8)
     for heading in ("queries", "bits", *["rho"] * rho):
         out.add_column(heading, justify="right", no_wrap=True)
     if spent:
         out.add_column("budget spent", no_wrap=True)
-    entropies = ("posterior\nentropy", "label\nentropy", "code\nlength", "coverage", *["suspicion"] * suspicion)
+    entropies = (
+        "posterior\nentropy",
+        "label\nentropy",
+        "code\nlength",
+        "coverage",
+        *["suspicion"] * suspicion,
+        *["window"] * window,
+    )
     for heading in entropies:
         out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("tier", no_wrap=True)
@@ -105,6 +114,7 @@ def table(clients: list[dict[str, Any]]) -> Table:
             _number(c["code_length"], ",.0f"),
             _number(c["coverage"], ".1%"),
             *[_number(c["suspicion"], ".2f")] * suspicion,
+            *[_number(c["window"], ".2f")] * window,
             Text(c["tier"], "red" if c["tier"] == "deny" else ""),
         )
     return out
