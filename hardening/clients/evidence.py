@@ -91,19 +91,19 @@ class Bettors:
     Attributes:
         firsts: rows seen, uint32. restarts: bettors ruined so far, uint32.
         wealth: logarithm of the present bettor's wealth, as a factor of what it started with.
-        excess: ``(clients, LANES)``, recent mean of the scores above the baseline's means, shrunk towards what is
-            expected of a client.
+        excess: float32 ``(clients, LANES)``, recent mean of the scores above the baseline's means, shrunk towards what
+            is expected of a client.
     """
 
     firsts: NDArray[np.int64]
     restarts: NDArray[np.int64]
     wealth: NDArray[np.float64]
-    excess: NDArray[np.float64]
+    excess: NDArray[np.float32]
 
     @classmethod
     def new(cls, clients: int) -> Bettors:
         zeros = np.zeros(clients, np.int64)
-        return cls(zeros, zeros.copy(), np.zeros(clients), np.zeros((clients, LANES)))
+        return cls(zeros, zeros.copy(), np.zeros(clients), np.zeros((clients, LANES), np.float32))
 
     def first(self, clients: int) -> Bettors:
         """The bettors of the first `clients`."""
@@ -114,7 +114,7 @@ class Bettors:
         sets = numbers[THRESHOLDS:EXPECTED].reshape(OCTAVES, 3, LANES)[octave(self.firsts)]
         mean, sharp, most = sets[:, 0], sets[:, 1], sets[:, 2]
         s = np.where(mean < 1, row, mean)
-        excess = np.where((self.firsts == 0)[:, None], numbers[EXPECTED : EXPECTED + LANES], self.excess)
+        excess = np.where((self.firsts == 0)[:, None], numbers[EXPECTED : EXPECTED + LANES], self.excess.astype(float))
         hope = np.maximum(excess, 0)
         bet = np.minimum(hope * sharp, most)
         gain = bet * hope
@@ -127,7 +127,7 @@ class Bettors:
             self.firsts + 1,
             self.restarts + ruined,
             np.where(ruined, 0.0, wealth),
-            excess + (s - mean - excess) * rate[:, None],
+            (excess + (s - mean - excess) * rate[:, None]).astype(np.float32),
         )
 
 

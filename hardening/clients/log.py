@@ -50,7 +50,7 @@ class Log:
 
     def firsts(self) -> Rows:
         """The rows asked for the first time, as far as a client's `REMEMBERED` last different questions show."""
-        keys, n = np.maximum(self.keys() & 0xFFFF, 1), len(self.label)
+        keys, n = self.keys(), len(self.label)
         bins = self.label % LABEL_BINS
         _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
         is_first = np.zeros(n, np.bool_)

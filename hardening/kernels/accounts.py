@@ -34,13 +34,13 @@ ROW = np.dtype(
         ("wealth", np.float64),
         ("firsts", np.uint32),
         ("restarts", np.uint32),
-        ("excess", np.float64, LANES),
-        ("recent", np.uint16, REMEMBERED),
+        ("excess", np.float32, LANES),
         ("window", np.float32),
         ("opened", np.uint32),
         ("windows", np.uint32),
         ("beyond", np.uint32),
         ("open", np.uint16, LANES),
+        ("recent", np.uint32, REMEMBERED),
         ("histogram", np.uint32, HISTOGRAM_BINS),
         ("sums", np.uint32, LANES),
         ("labels", np.uint32, LABEL_BINS),
@@ -48,11 +48,11 @@ ROW = np.dtype(
     ]
 )
 _SIZE = ROW.itemsize
-(_REALS, _WEALTH, _FIRSTS, _EXCESS, _RECENT, _WINDOW, _BEYOND, _HISTOGRAM, _SUMS, _LABELS, _CELLS) = (
+(_REALS, _WEALTH, _FIRSTS, _EXCESS, _WINDOW, _BEYOND, _RECENT, _HISTOGRAM, _SUMS, _LABELS, _CELLS) = (
     int(ROW.fields[f][1])  # type: ignore[index]
     for f in (
-        *("bits", "wealth", "firsts", "excess", "recent", "window", "beyond"),
-        *("histogram", "sums", "labels", "cells"),
+        *("bits", "wealth", "firsts", "excess", "window", "beyond"),
+        *("recent", "histogram", "sums", "labels", "cells"),
     )
 )
 HOT = _RECENT
@@ -177,8 +177,8 @@ def _first(
     base: int, baseline: int, key: Any, entropy: float, label: int, cell: int, margin: float, nearly: bool
 ) -> None:
     """Gathers evidence from a row unless its question was asked a short while ago; before `_enter_row`."""
-    recent = carray(pointer(base + _RECENT), (REMEMBERED,), np.uint16)
-    key = np.uint16(max(np.int64(key) & 0xFFFF, 1))
+    recent = carray(pointer(base + _RECENT), (REMEMBERED,), np.uint32)
+    key = max(key, np.uint32(1))
     firsts = carray(pointer(base + _FIRSTS), (1,), np.uint32)
     if seen(recent, key):
         refresh(recent, key, np.int64(firsts[0] - np.uint32(1)) % REMEMBERED)

@@ -43,7 +43,7 @@ from hardening.kernels.layout import (
     WINDOWS,
     Lane,
 )
-from hardening.kernels.memory import load, store
+from hardening.kernels.memory import load, load_at, store_at
 
 PARTS = float(layout.PARTS)
 _HIGH, _TAIL, _LOW, _COLLAPSE, _DIVERSE, _NOVEL, _BOUNDARY, _DUPLICATE = map(float, Lane)
@@ -88,7 +88,7 @@ def _octave(rows: int) -> int:
 
 @device
 def seen(recent: Any, key: Any) -> bool:
-    """Whether `key` is among the questions that are remembered; uint16 ``(REMEMBERED,)``, 0 where there is none."""
+    """Whether `key` is among the questions that are remembered; uint32 ``(REMEMBERED,)``, 0 where there is none."""
     found = False
     for k in range(REMEMBERED):
         found |= recent[k] == key
@@ -128,7 +128,7 @@ def weigh(
     Args:
         baseline: address of the numbers at `Job.BASELINE`.
         counts, wealth, excess, sums: addresses of what the client's row holds: uint32 first occurrences and restarts,
-            a float64, float64 ``(LANES,)`` and uint32 ``(LANES,)``.
+            a float64, float32 ``(LANES,)`` and uint32 ``(LANES,)``.
         window: address of the last window's statistic, float32, of three uint32 - rows in the open window, windows
             closed, and those that stood out - and of the open one's sums, uint16 ``(LANES,)``.
         label: bin of the row's label.
@@ -136,11 +136,11 @@ def weigh(
     """
     numbers = carray(pointer(baseline), (BASELINE_NUMBERS,), np.float64)
     count, rich = carray(pointer(counts), (2,), np.uint32), carray(pointer(wealth), (1,), np.float64)
-    ahead, total = carray(pointer(excess), (LANES,), np.float64), carray(pointer(sums), (LANES,), np.uint32)
+    ahead, total = carray(pointer(excess), (LANES,), np.float32), carray(pointer(sums), (LANES,), np.uint32)
     rows = np.int64(count[0])
     place = THRESHOLDS // WIDTH + 3 * _octave(rows)
     mean, sharp, most = load(numbers, place), load(numbers, place + 1), load(numbers, place + 2)
-    e = load(numbers, EXPECTED // WIDTH) if rows == 0 else load(ahead, 0)
+    e = load(numbers, EXPECTED // WIDTH) if rows == 0 else load_at(ahead, 0)
     raw = _scores(numbers[8 * label :], entropy, margin, same, new, duplicate)
     s = where(mean < fill(1.0), raw, mean)
     hope = larger(e, fill(0.0))
@@ -152,7 +152,7 @@ def weigh(
         if rich[0] < RUIN and count[1] < _MOST:
             rich[0] = 0.0
             count[1] += np.uint32(1)
-    store(ahead, 0, e + (s - mean - e) * (1.0 / (PRIOR + (rows if rows < MEMORY else MEMORY))))
+    store_at(ahead, 0, e + (s - mean - e) * (1.0 / (PRIOR + (rows if rows < MEMORY else MEMORY))))
     windows = carray(pointer(window + 4), (3,), np.uint32)
     opened = carray(pointer(window + 16), (LANES,), np.uint16)
     for k in range(LANES):

@@ -157,7 +157,7 @@ EASY, HARD, EXTREME, CLOSE = 0, range(1, 7), 5, 7
 #: Rows asked for the first time that make a window.
 WINDOW: Final = 100
 #: Rows over which a client's own scores are averaged, rows that what a bettor expects counts for, and questions that
-#: are remembered of a client, by sixteen bits each.
+#: are remembered of a client.
 MEMORY: Final = 128
 PRIOR: Final = 10
 REMEMBERED: Final = 16

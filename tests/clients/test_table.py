@@ -156,7 +156,7 @@ def test_merged_evidence_is_still_an_e_process(replicas: int) -> None:
     for t in range(200):
         hit = rng.random(n) < mu
         rows = np.stack(
-            [np.where(hit, 1.5, 0.5), rng.integers(0, 9, n), rng.integers(0, 4096, n), np.where(hit, 0, 0.5)], 1
+            [np.where(hit, 3.0, 0.2), rng.integers(0, 9, n), rng.integers(0, 4096, n), np.where(hit, 0, 0.5)], 1
         )
         slots = np.arange(n) * replicas + rng.integers(0, replicas, n)
         fold(clients, baseline, slots, Summaries(rows, np.arange(key + 1, key + n + 1, dtype=np.uint32)))
