@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from hardening.cli.options import whole
-from hardening.clients.baseline import SETTLED, Baseline, calibrate
+from hardening.clients.baseline import Baseline, calibrate
 from hardening.clients.evidence import chance
 from hardening.clients.log import read_log
+from hardening.clients.means import SETTLED
 from hardening.clients.window import LEVEL, interval
 from hardening.errors import ConfigError
 from hardening.kernels.layout import WINDOW, Lane

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hardening.clients.evidence import CAUTION, Bettors, Rows, log_evidence, octave, scores
 from hardening.clients.log import Log
+from hardening.clients.means import LEAST_CLIENTS, LEAST_DISPERSION, dispersion, means, settle
 from hardening.clients.window import Tried, Window, bounds, interval, try_on, windows
 from hardening.errors import ConfigError
 from hardening.kernels.layout import EXPECTED, HISTOGRAM_BINS, LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
@@ -23,23 +24,12 @@ SCHEMA = 2
 #: row counts as unusual; and the fewest such rows, below which those of all labels are taken.
 EDGES, MARGIN = (0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.98), 0.05
 LEAST_LABELLED = 200
-#: Lanes whose means depend on how much a client has asked, and the first octave in which they are bet on: whoever sends
-#: one class after another has no usual labels before it has sent some.
-SETTLED = {Lane.COLLAPSE: 7, Lane.DIVERSE: 7, Lane.NOVEL: 3}
-#: Standard deviations by which a client's past may differ from what it is like.
-WANDER = 2.0
-#: No mean is taken to be smaller, and a client with fewer rows than this is left out.
-LEAST_MEAN, LEAST_ROWS = 0.01, 32
+#: Clients with fewer rows than this are left out.
+LEAST_ROWS = 32
 #: By how many standard deviations of a row a bettor expects somebody's questions to be harder than ordinary ones.
 HOPE = 0.4
-#: Rows over which an ordinary client's labels may be as far from its usual ones as they ever get.
-BURST = 32
-#: No client's scores are taken to vary less, as a share of what a coin would.
-LEAST_DISPERSION = 0.05
-#: Nor does a file say so; the bets would be beyond what a number can hold.
+#: No mean in a file is smaller; the bets would be beyond what a number can hold.
 FEWEST = 1e-6
-#: Fewest clients that a baseline is made of, on either side of the split.
-LEAST_CLIENTS = 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ class Baseline:
             made = cls(
                 held_out=HeldOut(**{k: _frozen(v) for k, v in held.items()}), window=window and _window(window), **facts
             )
-            mu, dispersion = np.array(made.means, np.float64), np.array(made.dispersion, np.float64)
+            mu, varies = np.array(made.means, np.float64), np.array(made.dispersion, np.float64)
             lists = (made.thresholds, made.average, made.spread, made.histogram, made.dispersion)
             shapes = [np.array(values, np.float64).shape for values in lists]
             few = min(made.clients, made.rows) < 1
@@ -135,7 +125,7 @@ class Baseline:
             raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers from {FEWEST:g} to 1")
         if shapes != [(LABEL_BINS, len(EDGES) + 1), (LANES,), (LANES,), (HISTOGRAM_BINS,), (LANES,)] or few:
             raise ConfigError(path, "has lists of the wrong length, or no clients")
-        if not ((dispersion >= LEAST_DISPERSION) & (dispersion <= 1)).all():
+        if not ((varies >= LEAST_DISPERSION) & (varies <= 1)).all():
             raise ConfigError(path, f"its dispersions must be from {LEAST_DISPERSION:g} to 1")
         if made.window is not None and not (reach.shape == (2, LANES) and (reach >= 0).all() and reach[1].all()):
             raise ConfigError(path, f"its window must have {LANES} averages and as many reaches, which are positive")
@@ -179,21 +169,20 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
         )
     thresholds = _thresholds(fit)
     scored = [scores(np.ravel(thresholds), rows) for rows in fit]
-    settled, spread = _settle(scored)
-    means = _means(scored, quantile)
+    _, spread = settle(scored)
     histograms = np.array([log.histogram() for client, log in logs.items() if client in used and not _held_out(client)])
     made = Baseline(
         output,
         len(fit),
         sum(map(len, scored)),
         thresholds,
-        tuple(map(tuple, means.tolist())),
-        tuple(settled.mean(axis=0).tolist()),
+        tuple(map(tuple, means(scored, quantile).tolist())),
+        tuple(np.mean([s.mean(axis=0) for s in scored], axis=0).tolist()),
         tuple(spread.tolist()),
         tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
         quantile,
         HeldOut(0, 0, ()),
-        tuple(_dispersion(scored).tolist()),
+        tuple(dispersion(scored).tolist()),
         bounds([windows(s) for s in scored]),
     )
     return _try(made, [scores(made.numbers(), rows) for rows in others])
@@ -225,76 +214,6 @@ def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: tupl
     return [float(v) for v in values[order][places]]
 
 
-def _settle(scored: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each client's mean score seems to be once its own rows' sampling noise is taken out of the spread.
-
-    Means are drawn together until they vary as much as they would if each client had asked for ever (Louis 1984,
-    "constrained" shrinkage), those of few rows more than those of many.
-
-    Returns:
-        float64 ``(clients, LANES)``, and the standard deviations ``(LANES,)``.
-    """
-    own = np.array([s.mean(axis=0) for s in scored])
-    varies = np.mean([s.var(axis=0) for s in scored], axis=0)
-    noise = varies / np.array([len(s) for s in scored])[:, None]
-    true = np.maximum(own.var(axis=0, ddof=1) - noise.mean(axis=0), 0)
-    average, whole = own.mean(axis=0), true + noise
-    return average + (own - average) * np.sqrt(true / np.where(whole > 0, whole, 1)), np.sqrt(true)
-
-
-def _upper(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
-    """What nearly all clients' means are below, ``(LANES,)``: their quantile and one standard error more."""
-    settled, _ = _settle(scored)
-    high = np.clip(np.quantile(settled, quantile, axis=0, method="higher"), LEAST_MEAN, 1)
-    varies = high * (1 - high) * _dispersion(scored)
-    return np.asarray(np.minimum(high + np.sqrt(varies / np.median([len(s) for s in scored])), 1.0))
-
-
-def _dispersion(scored: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Variance of clients' scores as a share of what coins with their means would have, ``(LANES,)``."""
-    average = np.mean([s.mean(axis=0) for s in scored], axis=0)
-    coin = np.maximum(average * (1 - average), LEAST_MEAN)
-    return np.asarray(np.clip(np.mean([s.var(axis=0) for s in scored], axis=0) / coin, LEAST_DISPERSION, 1.0))
-
-
-def _longest(part: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The largest mean score that a client's rows have had over `BURST` of them, by lane."""
-    sums = np.cumsum(np.concatenate([np.zeros((1, LANES)), part]), axis=0)
-    n = min(BURST, len(part))
-    return np.asarray(((sums[n:] - sums[:-n]) / n).max(axis=0))
-
-
-def wandering(concentration: Any, rows: Any) -> Any:
-    """How far above a client's concentration the mean of its next `Lane.COLLAPSE` may be, given what it asked before.
-
-    A client with label shares p has concentration ``C = sum p^2``, but the mean of its next score is ``sum p q`` with
-    the shares q among its earlier `rows`: C on average, with variance ``(sum p^3 - C^2) / rows``, at most
-    ``(C^1.5 - C^2) / rows``. This is `WANDER` standard deviations. The same holds for `Lane.DIVERSE` below 1 - C.
-    """
-    c = np.clip(concentration, 0, 1)
-    return WANDER * np.sqrt((c**1.5 - c**2) / rows)
-
-
-def _means(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
-    upper = _upper(scored, quantile)
-    means = np.tile(upper, (OCTAVES, 1))
-    rows = 2.0 ** np.arange(OCTAVES)
-    same, other = upper[Lane.COLLAPSE], upper[Lane.DIVERSE]
-    means[:, Lane.COLLAPSE] = np.minimum(same + wandering(same, rows), 1)
-    means[:, Lane.DIVERSE] = np.minimum(other + wandering(1 - other, rows), 1)
-    for o in range(OCTAVES):
-        part = [s[2**o - 1 : 2 ** (o + 1) - 1] for s in scored]
-        part = [p for p in part if len(p) >= 2 ** (o - 1)]
-        enough = len(part) >= LEAST_CLIENTS
-        means[o, Lane.NOVEL] = _upper(part, quantile)[Lane.NOVEL] if enough else means[o - 1, Lane.NOVEL]
-        burst = np.quantile([_longest(p) for p in part], quantile, axis=0, method="higher") if enough else means[o - 1]
-        for lane in (Lane.COLLAPSE, Lane.DIVERSE):
-            means[o, lane] = max(means[o, lane], burst[lane])
-    for lane, first in SETTLED.items():
-        means[:first, lane] = 1.0
-    return means
-
-
 def _try(baseline: Baseline, scored: list[NDArray[np.float64]]) -> Baseline:
     """The baseline with how it did on others, whose scores ``(rows, LANES)`` these are."""
     numbers = baseline.numbers()
@@ -303,7 +222,7 @@ def _try(baseline: Baseline, scored: list[NDArray[np.float64]]) -> Baseline:
     for s in scored:
         mu = mean[octave(np.arange(len(s)))]
         above.append(np.where(mu < 1, s - mu, 0))
-    settled, _ = _settle(above)
+    settled, _ = settle(above)
     # Clients of unlike lengths in step: who has no rows left keeps what it has.
     bettors, highest = Bettors.new(len(scored)), np.full(len(scored), -math.inf)
     order = np.argsort([-len(s) for s in scored], kind="stable")

@@ -98,7 +98,7 @@ def serve(harden: bool, table: int, slot: int, job: Any) -> int:
         status = call_at(job[Job.HARDEN], job.ctypes.data)
     if status == 0:
         beyond = carray(pointer(table + slot * _SIZE + _BEYOND), (1,), np.uint32)
-        before = np.int64(beyond[0])
+        before: Any = np.int64(beyond[0])
         enter(table, slot, job)
         status = before - np.int64(beyond[0])
     return status

@@ -78,7 +78,8 @@ def thieves(world: str, attack: str, count: int, questions: int = 200, share: fl
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_thieves_are_found_within_a_hundred_questions(attack: str, world: str) -> None:
     print()
-    found, count = thieves(world, attack, 400), 400
+    count = 400
+    found = thieves(world, attack, count)
     found.tell(f"{world}, {attack}")
     first = int(found.beyond[0].sum())
     assert first >= 0.99 * count
@@ -89,10 +90,10 @@ def test_thieves_are_found_within_a_hundred_questions(attack: str, world: str) -
 
 
 #: Of thieves half of whose questions are honest: shares that stand out in their first hundred questions. What is short
-#: of 0.95 is short of it for the best of all tests, or nearly so.
+#: of 0.95 is short of it for the best of all tests.
 DILUTED = {
     "digits": {"uniform": 0.95, "foreign": 0.95, "jacobian": 0.95, "between": 0.95, "augmented": 0.95},
-    "cells": {"uniform": 0.95, "foreign": 0.92, "jacobian": 0.95, "between": 0.55, "augmented": 0.75},
+    "cells": {"uniform": 0.95, "foreign": 0.95, "jacobian": 0.95, "between": 0.55, "augmented": 0.75},
 }
 
 
@@ -101,16 +102,18 @@ DILUTED = {
 def test_half_of_the_questions_hidden_among_honest_ones(attack: str, world: str) -> None:
     """The first window; how many it takes; and what the best test there is would find in one."""
     print()
-    found, count = thieves(world, attack, 400, 600, 0.5), 400
+    count, least = 400, DILUTED[world][attack]
+    found = thieves(world, attack, count, 400 if least >= 0.95 else 600, 0.5)
     found.tell(f"{world}, half {attack}")
     ever = np.maximum.accumulate(found.beyond).mean(axis=1)
     for i in range(0, len(ever), 1 if ever[0] < 0.95 else len(ever)):
         print(f"    {ever[i]:.3f} stand out in one of {i + 1} windows, honest clients {(i + 1) * LEVEL:.1%} at most")
     bound = best(world, attack, 0.5)
     print(f"    {bound:.3f} is the best that any test of one window's entropies could find")
-    assert found.beyond[0].mean() >= DILUTED[world][attack]
+    assert found.beyond[0].mean() >= least
     assert found.beyond[0].mean() <= bound + 0.02
-    assert ever[-1] >= 0.95
+    assert least >= 0.95 or bound < 0.95
+    assert ever[2] >= 0.95
     if world == "digits":
         assert found.flagged(1e-3, 400)[0] >= 0.99 * count
 
@@ -137,7 +140,7 @@ def best(world: str, attack: str, share: float, level: float = LEVEL) -> float:
 
     p, q = shares(honest), shares(asked)
     ratio = np.log(share * q / p + 1 - share)
-    hidden, draws = round(WINDOW * share), 200_000
+    hidden, draws = round(WINDOW * share), 50_000
     null = rng.multinomial(WINDOW, p, draws) @ ratio
     found = rng.multinomial(hidden, q, draws) @ ratio + rng.multinomial(WINDOW - hidden, p, draws) @ ratio
     return float((found > np.quantile(null, 1 - level)).mean())
@@ -181,7 +184,7 @@ def test_honest_clients_are_hardly_ever_flagged(world: str) -> None:
     flagged, beyond, windows = honest(world, 2000)
     assert flagged[1e-2] <= 2000 * 1e-2
     assert flagged[1e-3] <= 2000 * 1e-3
-    assert beyond <= LEVEL * windows
+    assert interval(beyond, windows)[0] <= LEVEL
 
 
 @pytest.mark.deep
@@ -190,7 +193,7 @@ def test_ten_thousand_honest_clients(world: str) -> None:
     flagged, beyond, windows = honest(world, 10_000)
     assert flagged[1e-2] <= 10_000 * 1e-2
     assert flagged[1e-3] <= 10_000 * 1e-3
-    assert interval(beyond, windows)[1] <= LEVEL
+    assert beyond <= LEVEL * windows
 
 
 @pytest.mark.parametrize("world", WORLDS)

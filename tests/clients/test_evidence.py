@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardening.clients import Baseline, Clients
-from hardening.clients.baseline import HeldOut, wandering
+from hardening.clients.baseline import HeldOut
 from hardening.clients.evidence import (
     Bettors,
     chance,
@@ -24,6 +24,7 @@ from hardening.clients.evidence import (
     suspicion,
 )
 from hardening.clients.log import Log
+from hardening.clients.means import wandering
 from hardening.kernels.layout import LABEL_BINS, LANES, OCTAVES, PARTS, Lane
 from tests.clients.crowd import MOST, Summaries, fold
 

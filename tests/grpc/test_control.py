@@ -143,15 +143,29 @@ def test_the_table(width: int) -> None:
 
 def test_columns_that_say_something_are_shown() -> None:
     known = {
-        "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, tier="normal"),
+        "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, window=1.25, tier="normal"),
         "bob": Standing(queries=1, bits=20.0, spent=1.0, tier="deny"),
     }
     out = io.StringIO()
     Console(width=120, file=out).print(table(accounts(known)))
     bob, alice = [line.split() for line in out.getvalue().splitlines() if line.split()[:1] in (["alice"], ["bob"])]
-    assert alice == ["alice", "2", "10", "0.25", "████░░░░░░", "42%", "0.000", "0.000", "0", "0.0%", "0.50", "normal"]
-    assert bob == ["bob", "1", "20", "0", "██████████", "100%", "0.000", "0.000", "0", "0.0%", "0.00", "deny"]
-    for heading in ("rho", "budget spent", "suspicion"):
+    assert alice == [
+        "alice",
+        "2",
+        "10",
+        "0.25",
+        "████░░░░░░",
+        "42%",
+        "0.000",
+        "0.000",
+        "0",
+        "0.0%",
+        "0.50",
+        "1.25",
+        "normal",
+    ]
+    assert bob == ["bob", "1", "20", "0", "██████████", "100%", "0.000", "0.000", "0", "0.0%", "0.00", "0.00", "deny"]
+    for heading in ("rho", "budget spent", "suspicion", "window"):
         assert heading in out.getvalue()
 
 
