@@ -160,7 +160,7 @@ def _said_of_windows(window: dict[str, Any] | None) -> str:
     held, (low, high) = window["held_out"], window["held_out"]["interval"]
     few = f" (so few as {window['independent']:,.0f} show no less)" if window["level"] > LEVEL else ""
     return (
-        f"windows of {window['rows']} different questions: {window['level']:.2%} of ordinary ones stand out at most"
+        f"windows of {window['rows']} different questions: {window['level']:.2%} of ordinary ones may stand out"
         f"{few}; of {held['windows']:,} held out, as good as {held['independent']:,.0f} independent ones, "
         f"{held['beyond']} did: {low:.2%} to {high:.2%} of all, with 95 % confidence"
     )

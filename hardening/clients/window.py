@@ -8,7 +8,7 @@ that acts.
 The statistic is the largest of `LANES` numbers: how far the mean score of the window is above the average one, in
 units of how far ordinary windows come. The graded rank of entropies among those of ordinary rows (`Lane.HIGH`) comes
 close to the likelihood ratio against questions that are harder than ordinary ones, so nearly all false alarms that are
-allowed are its own. The other lanes speak only well beyond all that was ever seen.
+allowed are its own. The other lanes speak only beyond all that was ever seen, and most of them only well beyond.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from hardening.kernels.layout import LANES, PARTS, WINDOW, Lane
 
 #: The most windows of ordinary clients that may stand out, as a share, and the confidence of it.
 LEVEL, CONFIDENCE = 1e-3, 0.95
-#: How much further than the furthest ordinary window a lane other than `Lane.HIGH` has to be, and the least it has to.
+#: How much further than the furthest ordinary window a lane has to be that does not go by entropies up or down, and the
+#: least that any has to.
 FURTHER, LEAST_REACH = 1.5, 0.05
 
 
@@ -71,8 +72,8 @@ class Window:
     Attributes:
         average: ``(LANES,)``, mean scores.
         reach: ``(LANES,)``, how far above these a window has to be to stand out.
-        level: what the share of ordinary windows that stand out is below, with `CONFIDENCE`: `LEVEL`, or as little as
-            so many windows can show.
+        level: what the share of ordinary windows that stand out in `Lane.HIGH` is below, with `CONFIDENCE`: `LEVEL`, or
+            as little as so many windows can show. What all lanes together come to, `tried` says.
         windows, independent: how many they were, and as how many independent ones they count.
         tried: how it did on others.
     """
@@ -121,8 +122,10 @@ def independent(each: Sequence[NDArray[np.float64]]) -> float:
 def bounds(each: Sequence[NDArray[np.float64]]) -> Window | None:
     """The bounds that windows of these clients set, ``(windows, LANES)`` each; None if none of them filled one.
 
-    `Lane.HIGH` reaches as far as it may for the share of windows beyond to be below `LEVEL` with `CONFIDENCE`; if there
+    `Lane.HIGH` reaches only so far that the share of windows beyond is still below `LEVEL` with `CONFIDENCE`; if there
     are too few windows for that, as far as the furthest of them, and `Window.level` says what that amounts to.
+    `Lane.LOW` reaches as far as the furthest, other lanes `FURTHER`: how labels are batched has a longer tail than a
+    log shows.
     """
     means = np.concatenate([np.zeros((0, LANES)), *each])
     if not len(means):

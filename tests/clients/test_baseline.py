@@ -147,7 +147,7 @@ def test_the_command(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "suspicion 1.0: an honest client inside the baseline ever gets there with chance 0.0001 at most" in text
     said = " ".join(text.split())
     assert "of all, with 95 % confidence" in said
-    assert "of ordinary ones stand out at most (so few as" in said
+    assert "of ordinary ones may stand out (so few as" in said
     assert max(map(len, text.splitlines())) <= 100
 
 

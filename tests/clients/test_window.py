@@ -199,7 +199,10 @@ def test_who_stands_out_is_told_of_once_for_each_answer(tmp_path: Path) -> None:
         assert sink.events[-1].client == "batch"
         assert sink.events[-1].evidence["windows"] == 3
         json.dumps(dict(sink.events[-1].evidence))
-        assert len(sink.events) == 3
+        # Hardened without the interpreter's lock, and entered afterwards.
+        guard.harden({"p": rng.dirichlet(np.full(10, 50.0), 4000)}, client="large")
+        assert sink.events[-1].evidence["windows"] == sink.events[-1].evidence["closed"] == 40
+        assert len(sink.events) == 4
 
 
 def test_windows_of_those_without_an_account_are_those_of_the_pool(
