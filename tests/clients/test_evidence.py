@@ -209,6 +209,18 @@ def test_repeats_are_no_evidence() -> None:
     assert clients.standing("thief", "t", 1e-3).suspicion > 1
 
 
+@pytest.mark.parametrize(("every", "polled", "counted"), [(2, 1, 1), (16, 1, 1), (17, 1, 12), (4, 2, 2)])
+def test_what_is_polled_among_other_questions_stays_remembered(every: int, polled: int, counted: int) -> None:
+    """A question is forgotten once `REMEMBERED` others were asked since it was asked last, not since it was new."""
+    n = 12 * every
+    keys = np.arange(100, 100 + n, dtype=np.uint32)
+    for k in range(polled):
+        keys[k::every] = k + 1
+    clients = Clients(1)
+    fold(clients, flat(), np.zeros(n), Summaries(np.tile([0.5, 0, 1, 0.5], (n, 1)), keys))
+    assert clients._rows[0]["firsts"] == n - 12 * polled + counted
+
+
 def test_suspicion_is_in_units_of_the_alarm() -> None:
     assert suspicion(math.log(1e4), 1e-4) == pytest.approx(1)
     assert suspicion(-5.0, 1e-4) == 0
