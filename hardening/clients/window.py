@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hardening.kernels.layout import LANES, PARTS, WINDOW, Lane
 
 #: The most windows of ordinary clients that may stand out, as a share, and the confidence of it.
-LEVEL, CONFIDENCE = 1e-3, 0.95
+LEVEL, CONFIDENCE = 1e-3, 0.99
 #: How much further than the furthest ordinary window a lane has to be that does not go by entropies up or down, and the
 #: least that any has to.
 FURTHER, LEAST_REACH = 1.5, 0.05
@@ -58,7 +58,7 @@ class Tried:
     independent: float = 0.0
     beyond: int = 0
 
-    def rate(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    def rate(self, confidence: float = 0.95) -> tuple[float, float]:
         """Confidence interval of the share of windows of ordinary clients that stand out."""
         if not self.windows:
             return 0.0, 1.0

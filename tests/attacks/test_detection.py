@@ -90,10 +90,10 @@ def test_thieves_are_found_within_a_hundred_questions(attack: str, world: str) -
 
 
 #: Of thieves half of whose questions are honest: shares that stand out in their first hundred questions. What is short
-#: of 0.95 is short of it for the best of all tests.
+#: of 0.9 is short of it for the best of all tests; foreign questions to a model of two classes are in between.
 DILUTED = {
     "digits": {"uniform": 0.95, "foreign": 0.95, "jacobian": 0.95, "between": 0.95, "augmented": 0.95},
-    "cells": {"uniform": 0.95, "foreign": 0.95, "jacobian": 0.95, "between": 0.55, "augmented": 0.75},
+    "cells": {"uniform": 0.95, "foreign": 0.9, "jacobian": 0.95, "between": 0.5, "augmented": 0.75},
 }
 
 
@@ -112,8 +112,8 @@ def test_half_of_the_questions_hidden_among_honest_ones(attack: str, world: str)
     print(f"    {bound:.3f} is the best that any test of one window's entropies could find")
     assert found.beyond[0].mean() >= least
     assert found.beyond[0].mean() <= bound + 0.02
-    assert least >= 0.95 or bound < 0.95
-    assert ever[2] >= 0.95
+    assert least >= 0.9 or bound < 0.9
+    assert ever[3] >= 0.95
     if world == "digits":
         assert found.flagged(1e-3, 400)[0] >= 0.99 * count
 
@@ -193,7 +193,7 @@ def test_ten_thousand_honest_clients(world: str) -> None:
     flagged, beyond, windows = honest(world, 10_000)
     assert flagged[1e-2] <= 10_000 * 1e-2
     assert flagged[1e-3] <= 10_000 * 1e-3
-    assert beyond <= LEVEL * windows
+    assert interval(beyond, windows)[1] <= LEVEL
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -124,7 +124,7 @@ class World:
     @functools.cached_property
     def thorough(self) -> Baseline:
         """A baseline that enough clients make for one window in a thousand to be known."""
-        return calibrate(self.logs(3000, 700), "p")
+        return calibrate(self.logs(6000, 700), "p")
 
     def ask(self, attack: str, rng: np.random.Generator, count: int) -> np.ndarray:
         """What a thief asks: one of `ATTACKS`, or "noisy", which hardly differs from what he has."""
