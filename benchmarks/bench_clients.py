@@ -30,7 +30,7 @@ def baseline() -> Baseline:
     """Any will do that lets the bettor bet: nothing is skipped for an ordinary client."""
     low, some = (0.1,) * LANES, (0.05,) * LANES
     means = ((1.0,) * LANES,) + (low,) * (OCTAVES - 1)
-    edges = ((0.2, 1.5, 2.5, 0.1),) * LABEL_BINS
+    edges = ((0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 2.8, 0.1),) * LABEL_BINS
     return Baseline("p", 100, 10_000, edges, means, low, some, (1 / 8,) * 8, 0.999, HeldOut(100, 0, ()))
 
 

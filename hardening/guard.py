@@ -18,6 +18,7 @@ from hardening.answer import Answer, Programs, wipe
 from hardening.budgets import open_budgets, open_kept
 from hardening.clients import ANONYMOUS, LONGEST_NAME, POOLED, Baseline, Clients
 from hardening.clients.fingerprints import HASHES, Fingerprints
+from hardening.clients.table import reasons
 from hardening.config import Near, Policy
 from hardening.errors import ConfigError, Denied, HardeningError, InputError, ReleaseError
 from hardening.events import LogSink
@@ -396,6 +397,9 @@ class Guard:
             status = self._serve(decision.slot, answer.only)
             if not status:
                 return answer
+            if status < 0:
+                self._stands_out(decision, -status)
+                return answer
             self._refuse(*answer.entries[0][:2], status)
         except BaseException as problem:
             names = ", ".join(answer.outputs)
@@ -422,9 +426,11 @@ class Guard:
             else:
                 self._clients.observe(decision.slot, job)
                 if not (status := task.run()):
-                    self._clients.settle(decision.slot, job)
-            if status:
+                    status = self._clients.settle(decision.slot, job)
+            if status > 0:
                 self._refuse(name, task, status)
+            if status < 0:
+                self._stands_out(decision, -status)
         if admission is not None and decision.rows > admission.at_once:
             answer = self._judged(admission, decision, answer)
         if answer.single is None:
@@ -450,6 +456,14 @@ class Guard:
             if task is not None and (status := task.run()):
                 self._refuse(name, task, status)
         return answer
+
+    def _stands_out(self, decision: Decision, windows: int) -> None:
+        """Tell of windows that this answer filled, and that stand out from those of ordinary clients."""
+        client = POOLED if decision.slot == self._clients.pooled else decision.client
+        row = self._clients.row(client)
+        closed, beyond, last = (row[name].item() for name in ("windows", "beyond", "window"))
+        lanes = {lane.name.lower(): round(above, 3) for lane, above in reasons(row)}
+        self._tell("window-alarm", client, windows=windows, last=last, closed=closed, beyond=beyond, above=lanes)
 
     def _refuse(self, name: str, task: Task | None, status: int) -> NoReturn:
         row = None if task is None else task.row_of(status)

@@ -57,6 +57,8 @@ class Standing(NamedTuple):
         tier: name of the tier that answers this client now, or ``deny``.
         histogram: rows by entropy of the clean scores, in eighths of the largest possible entropy.
         spent: share of the client's own lifetime budget that is spent, in [0, 1]; 0 where there is none.
+        window: how far the client's last full window of questions stands out, in units of what few windows of ordinary
+            clients exceed; 0 without a detector.
         stale: whether the books could not be had, so that bits, rho and spent are what this process knows by itself.
     """
 
@@ -71,6 +73,7 @@ class Standing(NamedTuple):
     tier: str = ""
     histogram: tuple[int, ...] = (0,) * 8
     spent: float = 0.0
+    window: float = 0.0
     stale: bool = False
 
 
@@ -141,8 +144,9 @@ class Event:
     """Something that a security team should know.
 
     Attributes:
-        kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``budget-exhausted``, ``budget-granted``,
-            ``accounts-pooled``, ``fleet-suspected``, ``clients-suspected``, ``started``, ``stopped``.
+        kind: such as ``denied``, ``release-failed``, ``tier-changed``, ``window-alarm``, ``budget-exhausted``,
+            ``budget-granted``, ``accounts-pooled``, ``fleet-suspected``, ``clients-suspected``, ``started`` or
+            ``stopped``.
         time: seconds since the epoch (UTC).
         client: account concerned, or "".
         evidence: further facts; never raw inputs, raw outputs or secrets.

@@ -28,7 +28,7 @@ _DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype.kind not in "b
 
 def about(names: tuple[str, ...], feed: Mapping[str, Any]) -> str:
     """What rows cost is the same for all questions of one such kind: names and shapes, the number of rows aside."""
-    return repr((names, [(name, np.shape(value)[1:]) for name, value in feed.items()]))
+    return repr((names, [(name, value.shape[1:]) for name, value in feed.items() if isinstance(value, np.ndarray)]))
 
 
 class Bound:

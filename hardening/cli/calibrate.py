@@ -14,20 +14,23 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hardening.cli.options import whole
-from hardening.clients.baseline import CHANGING, SETTLED, Baseline, calibrate, interval
+from hardening.clients.baseline import Baseline, calibrate
 from hardening.clients.evidence import chance
 from hardening.clients.log import Log, read_log
+from hardening.clients.means import SETTLED
+from hardening.clients.window import LEVEL, interval
 from hardening.errors import ConfigError
-from hardening.kernels.layout import Lane
+from hardening.kernels.layout import WINDOW, Lane
 
 EXAMPLE = "hardening calibrate --benign benign.jsonl --output p --classes 10 -o baseline.json"
-FOUND = "held-out clients were flagged more often than the false-alarm level allows"
+FOUND = "held-out clients were flagged, or their windows stood out, more often than the levels allow"
 #: Suspicions whose meaning is printed.
 LEVELS = (0.5, 1.0, 1.5, 2.0)
 _MEANINGS = {
@@ -89,8 +92,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(facts))
     else:
         _tell(baseline, facts, options)
-    held = facts["held_out"]
-    return int(held["flagged_interval"][0] > options.false_alarm)
+    held, window = facts["held_out"], facts["window"]
+    too_often = window is not None and window["held_out"]["interval"][0] > window["level"]
+    return int(too_often or held["flagged_interval"][0] > options.false_alarm)
 
 
 def _check(logs: Mapping[str, Log], options: argparse.Namespace) -> None:
@@ -121,6 +125,21 @@ def describe(baseline: Baseline, false_alarm: float) -> dict[str, Any]:
             "flagged": flagged,
             "flagged_interval": list(interval(flagged, held.clients)),
         },
+        "window": _window(baseline),
+    }
+
+
+def _window(baseline: Baseline) -> dict[str, Any] | None:
+    window = baseline.window
+    if window is None:
+        return None
+    return {
+        "rows": WINDOW,
+        "level": window.level,
+        "windows": window.windows,
+        "independent": window.independent,
+        "reach": {lane.name.lower(): window.reach[lane] for lane in Lane},
+        "held_out": asdict(window.tried) | {"interval": list(window.tried.rate())},
     }
 
 
@@ -132,7 +151,8 @@ def _tell(baseline: Baseline, facts: dict[str, Any], options: argparse.Namespace
     print(f"{'what speaks against a client':<38} {'mean':>6} {'varies by':>10}  stays below")
     means = np.array(baseline.means)
     for lane in Lane:
-        low, high = means[SETTLED if lane in CHANGING else 0 :, lane].min(), means[SETTLED:, lane].max()
+        settled = means[SETTLED.get(lane, 0) :, lane]
+        low, high = settled.min(), settled.max()
         below = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
         print(f"{_MEANINGS[lane]:<38} {baseline.average[lane]:>6.3f} {baseline.spread[lane]:>10.3f}  {below}")
     held = facts["held_out"]
@@ -144,5 +164,18 @@ def _tell(baseline: Baseline, facts: dict[str, Any], options: argparse.Namespace
             f"suspicion {at}: an honest client inside the baseline ever gets there with chance {level:.3g} at most"
             for at, level in facts["levels"].items()
         ),
+        _said_of_windows(facts["window"]),
     )
     print("", *(textwrap.fill(sentence, width) for sentence in said), sep="\n")
+
+
+def _said_of_windows(window: dict[str, Any] | None) -> str:
+    if window is None:
+        return f"windows: none, for no client asked {WINDOW} different questions; no window will ever stand out"
+    held, (low, high) = window["held_out"], window["held_out"]["interval"]
+    few = f" (so few as {window['independent']:,.0f} show no less)" if window["level"] > LEVEL else ""
+    return (
+        f"windows of {window['rows']} different questions: {window['level']:.2%} of ordinary ones may stand out"
+        f"{few}; of {held['windows']:,} held out, as good as {held['independent']:,.0f} independent ones, "
+        f"{held['beyond']} did: {low:.2%} to {high:.2%} of all, with 95 % confidence"
+    )

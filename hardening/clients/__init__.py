@@ -1,7 +1,8 @@
 """What each client has learnt, and alarms that mean something.
 
 `table` keeps a packed row for each client; `entropy` reads numbers off it; `evidence` is the bet against a client's
-innocence and `baseline` what it is calibrated by; `fingerprints` finds near duplicates; `reservoir` and `fleet` look
+innocence, `window` looks at a hundred questions at a time, `baseline` is what both are calibrated by, with the `means`
+that ordinary clients stay below; `fingerprints` finds near duplicates; `reservoir` and `fleet` look
 at what takes more than one row, or more than one client. All but `table` and the index of `fingerprints` are functions
 of their arguments.
 

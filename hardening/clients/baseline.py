@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,22 @@ from numpy.typing import NDArray
 
 from hardening.clients.evidence import CAUTION, Bettors, Rows, log_evidence, octave, scores
 from hardening.clients.log import Log
+from hardening.clients.means import LEAST_CLIENTS, LEAST_DISPERSION, dispersion, means, settle
+from hardening.clients.window import Tried, Window, bounds, interval, try_on, windows
 from hardening.errors import ConfigError
-from hardening.kernels.layout import HISTOGRAM_BINS, LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
+from hardening.kernels.layout import EXPECTED, HISTOGRAM_BINS, LABEL_BINS, LANES, OCTAVES, THRESHOLDS, Lane
 
-SCHEMA = 1
-#: Quantiles of ordinary rows with a label: entropies below, above and far above, and margins below, which a row counts
-#: as unusual; and the fewest such rows, below which those of all labels are taken.
-LOW, HIGH, TAIL, MARGIN = 0.10, 0.75, 0.95, 0.05
+SCHEMA = 2
+#: Quantiles of ordinary rows with a label: entropies that divide them (see `layout.HARD`), and the margin below which a
+#: row counts as unusual; and the fewest such rows, below which those of all labels are taken.
+EDGES, MARGIN = (0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.98), 0.05
 LEAST_LABELLED = 200
-#: Lanes whose means depend on how much a client has asked, and the first octave in which they are bet on.
-CHANGING, SETTLED = (Lane.COLLAPSE, Lane.DIVERSE, Lane.NOVEL), 3
-#: Standard deviations by which a client's past may differ from what it is like.
-WANDER = 2.0
-#: No mean is taken to be smaller, and a client with fewer rows than this is left out.
-LEAST_MEAN, LEAST_ROWS = 0.01, 32
-#: Nor does a file say so; the bets would be beyond what a number can hold.
+#: Clients with fewer rows than this are left out.
+LEAST_ROWS = 32
+#: By how many standard deviations of a row a bettor expects somebody's questions to be harder than ordinary ones.
+HOPE = 0.4
+#: No mean in a file is smaller; the bets would be beyond what a number can hold.
 FEWEST = 1e-6
-#: Fewest clients that a baseline is made of, on either side of the split.
-LEAST_CLIENTS = 20
-
-
-def interval(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper & Pearson's (1934) confidence interval of a share."""
-    from scipy.special import betaincinv
-
-    a = (1 - confidence) / 2
-    low = float(betaincinv(found, of - found + 1, a)) if found else 0.0
-    return low, float(betaincinv(found + 1, of - found, 1 - a)) if found < of else 1.0
 
 
 @dataclass(frozen=True)
@@ -74,13 +63,15 @@ class Baseline:
     Attributes:
         output: name of the output whose rows these are.
         clients, rows: how many clients it was made of, and how many rows they asked for the first time.
-        thresholds: for each bin of labels, entropies (bits) low, high, tail, and margin, beyond which a row counts as
-            unusual.
+        thresholds: for each bin of labels, seven entropies (bits, by `EDGES`), and the margin below which a row
+            is unusual.
         means: ``(OCTAVES, LANES)``, what the mean score of nearly every ordinary client stays below.
         average, spread: ``(LANES,)``, mean and standard deviation of clients' mean scores.
+        dispersion: ``(LANES,)``, variance of a client's scores as a share of what a coin with their mean would have.
         histogram: ordinary rows by entropy in eighths of the largest possible, as shares.
         quantile: share of clients that each mean was chosen to hold.
         held_out: how it did on others.
+        window: what a client's questions are like, a hundred at a time; None if no client asked so many.
         classes: width of the rows, or 0 if whoever made it did not say.
     """
 
@@ -94,15 +85,20 @@ class Baseline:
     histogram: tuple[float, ...]
     quantile: float
     held_out: HeldOut
+    dispersion: tuple[float, ...] = (1.0,) * LANES
+    window: Window | None = None
     classes: int = 0
 
     def numbers(self) -> NDArray[np.float64]:
         """The baseline as kernels read it; see `Job.BASELINE`."""
         mu = np.array(self.means)
         free = mu >= 1
-        variance = np.where(free, 1.0, mu * (1 - mu))
+        variance = np.where(free, 1.0, mu * (1 - mu) * np.array(self.dispersion))
         sets = np.stack([mu, np.where(free, 0, 1 / variance), np.where(free, 0, CAUTION / mu)], axis=1)
-        return np.concatenate([_padded(self.thresholds), sets.ravel()])
+        expected = np.where(np.arange(LANES) == Lane.HIGH, HOPE * np.sqrt(variance[-1]), 0) * ~free[-1]
+        window = np.zeros((2, LANES)) if self.window is None else (self.window.average, 1 / np.array(self.window.reach))
+        parts: tuple[Any, ...] = (self.thresholds, sets, expected, window)
+        return np.concatenate([np.ravel(part) for part in parts])
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=1) + "\n"
@@ -114,21 +110,28 @@ class Baseline:
             facts = json.loads(text)
             if facts.pop("schema") != SCHEMA:
                 raise ConfigError(path, f"is of another schema than {SCHEMA}: run hardening calibrate again")
-            held = facts.pop("held_out")
+            held, window = facts.pop("held_out"), facts.pop("window")
             facts = {k: _frozen(v) for k, v in facts.items()}
-            made = cls(held_out=HeldOut(**{k: _frozen(v) for k, v in held.items()}), **facts)
-            mu = np.array(made.means, np.float64)
-            lists = (made.thresholds, made.average, made.spread, made.histogram)
+            made = cls(
+                held_out=HeldOut(**{k: _frozen(v) for k, v in held.items()}), window=window and _window(window), **facts
+            )
+            mu, varies = np.array(made.means, np.float64), np.array(made.dispersion, np.float64)
+            lists = (made.thresholds, made.average, made.spread, made.histogram, made.dispersion)
             shapes = [np.array(values, np.float64).shape for values in lists]
             few = min(made.clients, made.rows) < 1 or made.classes < 0
+            reach = np.array([] if made.window is None else (made.window.average, made.window.reach), np.float64)
         except ConfigError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(path, "is not a baseline that hardening calibrate wrote") from None
         if mu.shape != (OCTAVES, LANES) or not ((mu >= FEWEST) & (mu <= 1)).all():
             raise ConfigError(path, f"its means must be {OCTAVES} times {LANES} numbers from {FEWEST:g} to 1")
-        if shapes != [(LABEL_BINS, 4), (LANES,), (LANES,), (HISTOGRAM_BINS,)] or few:
+        if shapes != [(LABEL_BINS, len(EDGES) + 1), (LANES,), (LANES,), (HISTOGRAM_BINS,), (LANES,)] or few:
             raise ConfigError(path, "has lists of the wrong length, or no clients")
+        if not ((varies >= LEAST_DISPERSION) & (varies <= 1)).all():
+            raise ConfigError(path, f"its dispersions must be from {LEAST_DISPERSION:g} to 1")
+        if made.window is not None and not (reach.shape == (2, LANES) and (reach >= 0).all() and reach[1].all()):
+            raise ConfigError(path, f"its window must have {LANES} averages and as many reaches, which are positive")
         if (mu[0, [Lane.COLLAPSE, Lane.DIVERSE]] < 1).any():
             raise ConfigError(path, "the first row of a client has no label before it to be held against")
         return made
@@ -153,6 +156,11 @@ class Baseline:
                 else f"{file.name!r} does not say which output it is of: hardening calibrate --output NAME, of {known}",
             )
         return made
+
+
+def _window(facts: dict[str, Any]) -> Window:
+    held = facts.pop("tried")
+    return Window(tried=Tried(**held), **{k: _frozen(v) for k, v in facts.items()})
 
 
 def _frozen(value: Any) -> Any:
@@ -185,30 +193,25 @@ def calibrate(logs: Mapping[str, Log], output: str = "", quantile: float = 0.999
             "needed: log more clients, or for longer",
         )
     thresholds = _thresholds(fit)
-    scored = [scores(_padded(thresholds), rows) for rows in fit]
-    settled, spread, _ = _settle(scored)
-    means = _means(scored, quantile)
+    scored = [scores(np.ravel(thresholds), rows) for rows in fit]
+    _, spread = settle(scored)
     histograms = np.array([log.histogram() for client, log in logs.items() if client in used and not _held_out(client)])
     made = Baseline(
         output,
         len(fit),
         sum(map(len, scored)),
         thresholds,
-        tuple(map(tuple, means.tolist())),
-        tuple(settled.mean(axis=0).tolist()),
+        tuple(map(tuple, means(scored, quantile).tolist())),
+        tuple(np.mean([s.mean(axis=0) for s in scored], axis=0).tolist()),
         tuple(spread.tolist()),
         tuple((histograms / histograms.sum(axis=1, keepdims=True)).mean(axis=0).tolist()),
         quantile,
         HeldOut(0, 0, ()),
+        tuple(dispersion(scored).tolist()),
+        bounds([windows(s) for s in scored]),
         classes=classes,
     )
-    return Baseline(**{**made.__dict__, "held_out": _try(made, others)})
-
-
-def _padded(thresholds: tuple[tuple[float, ...], ...]) -> NDArray[np.float64]:
-    out = np.zeros((LABEL_BINS, THRESHOLDS // LABEL_BINS))
-    out[:, :4] = thresholds
-    return out.ravel()
+    return _try(made, [scores(made.numbers(), rows) for rows in others])
 
 
 def _thresholds(fit: list[Rows]) -> tuple[tuple[float, ...], ...]:
@@ -217,84 +220,35 @@ def _thresholds(fit: list[Rows]) -> tuple[tuple[float, ...], ...]:
         np.concatenate([getattr(r, name) for r in fit]) for name in ("entropy", "margin", "label")
     )
     weights = np.concatenate([np.full(len(r.entropy), 1 / len(r.entropy)) for r in fit])
-    out = []
-    for bin_ in range(LABEL_BINS):
-        own = label % LABEL_BINS == bin_
-        if own.sum() < LEAST_LABELLED:
-            own = np.ones(len(label), bool)
-        edges = [_weighted(entropy[own], weights[own], q) for q in (LOW, HIGH, TAIL)]
-        out.append((*edges, _weighted(margin[own], weights[own], MARGIN)))
-    return tuple(out)
+
+    def quantiles(own: NDArray[np.bool_]) -> tuple[float, ...]:
+        edges = _weighted(entropy[own], weights[own], EDGES)
+        return *edges, *_weighted(margin[own], weights[own], (MARGIN,))
+
+    found = np.bincount(label % LABEL_BINS, minlength=LABEL_BINS)
+    whole = quantiles(np.ones(len(label), bool))
+    return tuple(
+        quantiles(label % LABEL_BINS == bin_) if found[bin_] >= LEAST_LABELLED else whole for bin_ in range(LABEL_BINS)
+    )
 
 
-def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
+def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64], q: tuple[float, ...]) -> list[float]:
+    """Quantiles of weighted values."""
     order = np.argsort(values, kind="stable")
     below = np.cumsum(weights[order])
-    return float(values[order][min(np.searchsorted(below, q * below[-1]), len(order) - 1)])
+    places = np.minimum(np.searchsorted(below, np.array(q) * below[-1]), len(order) - 1)
+    return [float(v) for v in values[order][places]]
 
 
-def _settle(scored: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What each client's mean score seems to be once its own rows' sampling noise is taken out of the spread.
-
-    Means are drawn together until they vary as much as they would if each client had asked for ever (Louis 1984,
-    "constrained" shrinkage).
-
-    Returns:
-        float64 ``(clients, LANES)``, the standard deviations ``(LANES,)``, and the factors ``(LANES,)``.
-    """
-    own = np.array([s.mean(axis=0) for s in scored])
-    noise = np.mean([s.var(axis=0) / len(s) for s in scored], axis=0)
-    spread = own.var(axis=0, ddof=1)
-    true = np.maximum(spread - noise, 0)
-    factor = np.sqrt(true / np.where(spread > 0, spread, 1))
-    average = own.mean(axis=0)
-    return average + (own - average) * factor, np.sqrt(true), factor
-
-
-def _upper(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
-    """What nearly all clients' means are below, ``(LANES,)``: their quantile and one standard error more."""
-    settled, _, _ = _settle(scored)
-    high = np.clip(np.quantile(settled, quantile, axis=0, method="higher"), LEAST_MEAN, 1)
-    return np.asarray(np.minimum(high + np.sqrt(high * (1 - high) / np.median([len(s) for s in scored])), 1.0))
-
-
-def wandering(concentration: Any, rows: Any) -> Any:
-    """How far above a client's concentration the mean of its next `Lane.COLLAPSE` may be, given what it asked before.
-
-    A client with label shares p has concentration ``C = sum p^2``, but the mean of its next score is ``sum p q`` with
-    the shares q among its earlier `rows`: C on average, with variance ``(sum p^3 - C^2) / rows``, at most
-    ``(C^1.5 - C^2) / rows``. This is `WANDER` standard deviations. The same holds for `Lane.DIVERSE` below 1 - C.
-    """
-    c = np.clip(concentration, 0, 1)
-    return WANDER * np.sqrt((c**1.5 - c**2) / rows)
-
-
-def _means(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.float64]:
-    upper = _upper(scored, quantile)
-    means = np.tile(upper, (OCTAVES, 1))
-    rows = 2.0 ** np.arange(OCTAVES)
-    same, other = upper[Lane.COLLAPSE], upper[Lane.DIVERSE]
-    means[:, Lane.COLLAPSE] = np.minimum(same + wandering(same, rows), 1)
-    means[:SETTLED, Lane.NOVEL] = 1.0
-    means[:, Lane.DIVERSE] = np.minimum(other + wandering(1 - other, rows), 1)
-    for o in range(SETTLED, OCTAVES):
-        part = [s[2**o - 1 : 2 ** (o + 1) - 1] for s in scored]
-        part = [p for p in part if len(p) >= 2 ** (o - 1)]
-        enough = len(part) >= LEAST_CLIENTS
-        means[o, Lane.NOVEL] = _upper(part, quantile)[Lane.NOVEL] if enough else means[o - 1, Lane.NOVEL]
-    means[:SETTLED, list(CHANGING)] = 1.0
-    return means
-
-
-def _try(baseline: Baseline, others: list[Rows]) -> HeldOut:
+def _try(baseline: Baseline, scored: list[NDArray[np.float64]]) -> Baseline:
+    """The baseline with how it did on others, whose scores ``(rows, LANES)`` these are."""
     numbers = baseline.numbers()
-    scored = [scores(numbers, rows) for rows in others]
-    mean = numbers[THRESHOLDS:].reshape(OCTAVES, 3, LANES)[:, 0]
+    mean = numbers[THRESHOLDS:EXPECTED].reshape(OCTAVES, 3, LANES)[:, 0]
     above = []
     for s in scored:
         mu = mean[octave(np.arange(len(s)))]
         above.append(np.where(mu < 1, s - mu, 0))
-    settled, _, _ = _settle(above)
+    settled, _ = settle(above)
     # Clients of unlike lengths in step: who has no rows left keeps what it has.
     bettors, highest = Bettors.new(len(scored)), np.full(len(scored), -math.inf)
     order = np.argsort([-len(s) for s in scored], kind="stable")
@@ -304,4 +258,8 @@ def _try(baseline: Baseline, others: list[Rows]) -> HeldOut:
         bettors = bettors.first(left).after(numbers, np.array([scored[i][t] for i in order[:left]]))
         highest[:left] = np.maximum(highest[:left], log_evidence(bettors.wealth, bettors.restarts))
     most = tuple(sorted(highest.tolist(), reverse=True))
-    return HeldOut(len(scored), int((settled > 0).any(axis=1).sum()), most)
+    held = HeldOut(len(scored), int((settled > 0).any(axis=1).sum()), most)
+    usual = baseline.window
+    if usual is not None:
+        usual = replace(usual, tried=try_on(usual, [windows(s) for s in scored]))
+    return replace(baseline, held_out=held, window=usual)

@@ -7,8 +7,10 @@ chosen before the row is seen. For a client inside the null - ``E[s | past] <= m
 non-negative supermartingale that starts at 1, so the chance that it ever reaches 1/alpha is at most alpha (Ville 1939;
 Waudby-Smith & Ramdas 2024). Nothing is assumed about how rows depend on each other.
 
-The bet of a lane is Kelly's for a coin with the client's own recent mean, ``(m - mu) / (mu (1 - mu))``, capped; among
-all scores in [0, 1] with that mean a coin gains least. Lanes share the stake by what they expect to gain.
+The bet of a lane is Kelly's to first order, ``(m - mu) / v`` with the client's own recent mean m and the variance v of
+an ordinary client's scores, capped; for a coin that is ``v = mu (1 - mu)``, and scores that vary less than coins bear
+larger bets. Lanes share the stake by what they expect to gain. Nearly all thieves ask harder questions than ordinary
+clients do, so the first bets are on that, before anything is known of the client.
 
 A bettor that lost most of its wealth on an innocent year could not see the attack that follows. The stake is therefore
 divided beforehand: bettor j = 0, 1, ... owns ``1 / ((j+1) (j+2))`` of it and starts when the one before is ruined.
@@ -26,7 +28,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardening.kernels.layout import LABEL_BINS, LANES, MEMORY, OCTAVES, RUIN, THRESHOLDS, Lane
+from hardening.kernels.layout import (
+    CLOSE,
+    EASY,
+    EXPECTED,
+    EXTREME,
+    HARD,
+    LABEL_BINS,
+    LANES,
+    MEMORY,
+    OCTAVES,
+    PRIOR,
+    RUIN,
+    THRESHOLDS,
+    Lane,
+)
 
 #: The most of its wealth that a bettor can lose on one row.
 CAUTION = 0.75
@@ -40,10 +56,10 @@ def octave(rows: NDArray[Any]) -> NDArray[np.intp]:
 
 def scores(numbers: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
     """Scores float64 ``(n, LANES)`` of rows under the baseline's `numbers` (see `Job.BASELINE`)."""
-    low, high, tail, margin = numbers[:THRESHOLDS].reshape(LABEL_BINS, -1)[rows.label % LABEL_BINS, :4].T
-    out = np.zeros((len(rows.entropy), LANES))
-    out[:, Lane.LOW], out[:, Lane.HIGH] = rows.entropy < low, rows.entropy > high
-    out[:, Lane.TAIL], out[:, Lane.BOUNDARY] = rows.entropy > tail, rows.margin < margin
+    edges = numbers[:THRESHOLDS].reshape(LABEL_BINS, -1)[rows.label % LABEL_BINS]
+    above, out = rows.entropy[:, None] > edges, np.zeros((len(rows.entropy), LANES))
+    out[:, Lane.LOW], out[:, Lane.HIGH] = rows.entropy < edges[:, EASY], above[:, HARD].sum(axis=1) / len(HARD)
+    out[:, Lane.TAIL], out[:, Lane.BOUNDARY] = above[:, EXTREME], rows.margin < edges[:, CLOSE]
     out[:, Lane.COLLAPSE], out[:, Lane.DIVERSE] = rows.same, 1 - rows.same
     out[:, Lane.NOVEL], out[:, Lane.DUPLICATE] = rows.new, rows.duplicate
     return out
@@ -76,18 +92,19 @@ class Bettors:
     Attributes:
         firsts: rows seen, uint32. restarts: bettors ruined so far, uint32.
         wealth: logarithm of the present bettor's wealth, as a factor of what it started with.
-        excess: ``(clients, LANES)``, recent mean of the scores above the baseline's means, shrunk towards zero.
+        excess: float32 ``(clients, LANES)``, recent mean of the scores above the baseline's means, shrunk towards what
+            is expected of a client.
     """
 
     firsts: NDArray[np.int64]
     restarts: NDArray[np.int64]
     wealth: NDArray[np.float64]
-    excess: NDArray[np.float64]
+    excess: NDArray[np.float32]
 
     @classmethod
     def new(cls, clients: int) -> Bettors:
         zeros = np.zeros(clients, np.int64)
-        return cls(zeros, zeros.copy(), np.zeros(clients), np.zeros((clients, LANES)))
+        return cls(zeros, zeros.copy(), np.zeros(clients), np.zeros((clients, LANES), np.float32))
 
     def first(self, clients: int) -> Bettors:
         """The bettors of the first `clients`."""
@@ -95,22 +112,23 @@ class Bettors:
 
     def after(self, numbers: NDArray[np.float64], row: NDArray[np.float64]) -> Bettors:
         """After one more row of each client, with scores ``(clients, LANES)``."""
-        sets = numbers[THRESHOLDS:].reshape(OCTAVES, 3, LANES)[octave(self.firsts)]
+        sets = numbers[THRESHOLDS:EXPECTED].reshape(OCTAVES, 3, LANES)[octave(self.firsts)]
         mean, sharp, most = sets[:, 0], sets[:, 1], sets[:, 2]
         s = np.where(mean < 1, row, mean)
-        hope = np.maximum(self.excess, 0)
+        excess = np.where((self.firsts == 0)[:, None], numbers[EXPECTED : EXPECTED + LANES], self.excess.astype(float))
+        hope = np.maximum(excess, 0)
         bet = np.minimum(hope * sharp, most)
         gain = bet * hope
         whole = gain.sum(axis=1)
         share = gain / np.where(whole > 0, whole, 1)[:, None]
         wealth = self.wealth + np.log1p((share * bet * (s - mean)).sum(axis=1))
         ruined = wealth < RUIN
-        rate = 1 / (np.minimum(self.firsts, MEMORY) + 2)
+        rate = 1 / (np.minimum(self.firsts, MEMORY) + PRIOR)
         return Bettors(
             self.firsts + 1,
             self.restarts + ruined,
             np.where(ruined, 0.0, wealth),
-            self.excess + (s - mean - self.excess) * rate[:, None],
+            (excess + (s - mean - excess) * rate[:, None]).astype(np.float32),
         )
 
 

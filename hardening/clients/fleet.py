@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hardening.clients.baseline import LEAST_MEAN, Baseline
+from hardening.clients.baseline import Baseline
 from hardening.clients.entropy import label_entropy_bits, variation_distance
 from hardening.clients.evidence import e_benjamini_hochberg, octave
+from hardening.clients.means import LEAST_MEAN
 from hardening.kernels.layout import LANES, PARTS, Lane
 
 #: Lanes that mean the same however much a client has asked; of the others, groups of unlike clients say nothing.

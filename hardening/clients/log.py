@@ -49,25 +49,25 @@ class Log:
         return np.maximum(np.where(self.question > 0, self.question, answers), 1).astype(np.uint32)
 
     def firsts(self) -> Rows:
-        """The rows asked for the first time, as far as a client's `REMEMBERED` last questions show."""
-        recent, labels, cells = [0] * REMEMBERED, [0] * LABEL_BINS, set()
-        kept: list[tuple[int, float, bool]] = []
-        for i, (key, label, cell) in enumerate(
-            zip(self.keys().tolist(), self.label.tolist(), self.cell.tolist(), strict=True)
-        ):
-            if key not in recent:
-                recent[len(kept) % REMEMBERED] = key
-                kept.append((i, labels[label % LABEL_BINS] / max(i, 1), cell not in cells))
-            labels[label % LABEL_BINS] += 1
-            cells.add(cell)
-        index = np.array([i for i, _, _ in kept], np.intp)
+        """The rows asked for the first time, as far as a client's `REMEMBERED` last different questions show."""
+        keys, n = self.keys(), len(self.label)
+        bins = self.label % LABEL_BINS
+        _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
+        is_first = np.zeros(n, np.bool_)
+        is_first[first] = True
+        latest = np.full(len(first), -1)
+        for i in np.flatnonzero(np.bincount(kind)[kind] > 1):  # others were asked but once
+            if not is_first[i]:
+                since = latest[kind[i]] + 1
+                is_first[i] = i - since >= REMEMBERED and len(set(kind[since:i].tolist())) >= REMEMBERED
+            latest[kind[i]] = i
+        asked = np.cumsum(np.eye(LABEL_BINS, dtype=np.int64)[bins], axis=0)
+        same = (asked[np.arange(n), bins] - 1) / np.maximum(np.arange(n), 1)
+        new = np.zeros(n, np.bool_)
+        new[np.unique(self.cell, return_index=True)[1]] = True
+        index = np.flatnonzero(is_first)
         return Rows(
-            self.entropy[index],
-            self.margin[index],
-            self.label[index],
-            np.array([same for _, same, _ in kept], np.float64),
-            np.array([new for _, _, new in kept], np.bool_),
-            self.duplicate[index],
+            self.entropy[index], self.margin[index], self.label[index], same[index], new[index], self.duplicate[index]
         )
 
     def histogram(self) -> NDArray[np.int64]:

@@ -249,6 +249,7 @@ def standing(row: Any, tier: str, false_alarm: float = FALSE_ALARM) -> Standing:
         suspicion=float(suspicion(evidence(row), false_alarm)),
         tier=tier,
         histogram=tuple(int(h) for h in row["histogram"]),
+        window=float(row["window"]),
     )
 
 
@@ -265,7 +266,8 @@ def merge(rows: NDArray[Any]) -> Any:
     out = np.zeros(rows.shape[1:], rows.dtype)
     for name in ("queries", "observed", "bits", "rho", "entropy"):
         out[name] = rows[name].sum(axis=0)
-    for name in ("firsts", "histogram", "sums", "labels"):
+    _go_on(out, rows)
+    for name in ("firsts", "windows", "beyond", "histogram", "sums", "labels"):
         out[name] = np.minimum(rows[name].sum(axis=0, dtype=np.uint64), _MOST)
     out["classes"] = rows["classes"].max(axis=0)
     out["cells"] = np.bitwise_or.reduce(rows["cells"], axis=0)
@@ -283,6 +285,19 @@ def merge(rows: NDArray[Any]) -> Any:
     latest = rows["firsts"].argmax(axis=0)[None]
     out["recent"] = np.take_along_axis(rows["recent"], latest[..., None], axis=0)[0]
     return out
+
+
+def _go_on(out: NDArray[Any], rows: NDArray[Any]) -> None:
+    """A window is of what one replica saw: the fullest goes on, of two as full the one with the larger counts."""
+    out["window"] = rows["window"].max(axis=0)
+    opened, counts = rows["opened"][0], rows["open"][0].astype(np.int64)
+    for row in rows[1:]:
+        others = row["open"].astype(np.int64)
+        change = others - counts
+        first = np.take_along_axis(change, (change != 0).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        fuller = (row["opened"] > opened) | ((row["opened"] == opened) & (first > 0))
+        opened, counts = np.where(fuller, row["opened"], opened), np.where(fuller[..., None], others, counts)
+    out["opened"], out["open"] = opened, counts
 
 
 def _exactly(logs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from hardening.kernels.evidence import seen, weigh
+from hardening.kernels.evidence import refresh, seen, weigh
 from hardening.kernels.lanes import call_at, count_bits, device, outer, pointer, prefetch
 from hardening.kernels.layout import (
     CELL_BITS,
@@ -34,7 +34,12 @@ ROW = np.dtype(
         ("wealth", np.float64),
         ("firsts", np.uint32),
         ("restarts", np.uint32),
-        ("excess", np.float64, LANES),
+        ("excess", np.float32, LANES),
+        ("window", np.float32),
+        ("opened", np.uint32),
+        ("windows", np.uint32),
+        ("beyond", np.uint32),
+        ("open", np.uint16, LANES),
         ("recent", np.uint32, REMEMBERED),
         ("histogram", np.uint32, HISTOGRAM_BINS),
         ("sums", np.uint32, LANES),
@@ -43,9 +48,12 @@ ROW = np.dtype(
     ]
 )
 _SIZE = ROW.itemsize
-(_REALS, _WEALTH, _FIRSTS, _EXCESS, _RECENT, _HISTOGRAM, _SUMS, _LABELS, _CELLS) = (
+(_REALS, _WEALTH, _FIRSTS, _EXCESS, _WINDOW, _BEYOND, _RECENT, _HISTOGRAM, _SUMS, _LABELS, _CELLS) = (
     int(ROW.fields[f][1])  # type: ignore[index]
-    for f in ("bits", "wealth", "firsts", "excess", "recent", "histogram", "sums", "labels", "cells")
+    for f in (
+        *("bits", "wealth", "firsts", "excess", "window", "beyond"),
+        *("recent", "histogram", "sums", "labels", "cells"),
+    )
 )
 HOT = _RECENT
 #: Bytes that memory comes in, and rows of a log that are brought near before they are entered.
@@ -81,15 +89,18 @@ def _bring(table: int, slot: int) -> None:
 def serve(harden: bool, table: int, slot: int, job: Any) -> int:
     """Harden the scores of `job`, if it has any and `harden` says so; returns the status of `harden`.
 
-    If all went well, enter the answer: what it cost and what its rows were like. One kernel for both, for compiling
-    takes seconds.
+    If all went well, enter the answer: what it cost and what its rows were like; returns then how many of the client's
+    windows it made stand out, less than zero, or 0. One kernel for both, for compiling takes seconds.
     """
     status = 0
     if harden and job[Job.HARDEN] != 0:
         watch(table, slot, job)
         status = call_at(job[Job.HARDEN], job.ctypes.data)
     if status == 0:
+        beyond = carray(pointer(table + slot * _SIZE + _BEYOND), (1,), np.uint32)
+        before: Any = np.int64(beyond[0])
         enter(table, slot, job)
+        status = before - np.int64(beyond[0])
     return status
 
 
@@ -168,9 +179,10 @@ def _first(
     """Gathers evidence from a row unless its question was asked a short while ago; before `_enter_row`."""
     recent = carray(pointer(base + _RECENT), (REMEMBERED,), np.uint32)
     key = max(key, np.uint32(1))
-    if seen(recent, key):
-        return
     firsts = carray(pointer(base + _FIRSTS), (1,), np.uint32)
+    if seen(recent, key):
+        refresh(recent, key, np.int64(firsts[0] - np.uint32(1)) % REMEMBERED)
+        return
     recent[firsts[0] % np.uint32(REMEMBERED)] = key
     labels = carray(pointer(base + _LABELS), (LABEL_BINS,), np.uint32)
     cells = carray(pointer(base + _CELLS), ((1 << CELL_BITS) // 8,), np.uint8)
@@ -185,6 +197,7 @@ def _first(
         base + _WEALTH,
         base + _EXCESS,
         base + _SUMS,
+        base + _WINDOW,
         entropy,
         margin,
         label % LABEL_BINS,

@@ -27,19 +27,28 @@ from hardening.kernels.lanes import (
 )
 from hardening.kernels.layout import (
     BASELINE_NUMBERS,
+    CLOSE,
+    EASY,
+    EXPECTED,
+    EXTREME,
+    HARD,
     LANES,
     MEMORY,
     OCTAVES,
+    PRIOR,
     REMEMBERED,
     RUIN,
     THRESHOLDS,
+    WINDOW,
+    WINDOWS,
     Lane,
 )
-from hardening.kernels.memory import load, store
+from hardening.kernels.memory import load, load_at, store_at
 
 PARTS = float(layout.PARTS)
 _HIGH, _TAIL, _LOW, _COLLAPSE, _DIVERSE, _NOVEL, _BOUNDARY, _DUPLICATE = map(float, Lane)
 _MOST = np.uint32(0xFFFFFFFF)
+_HARD, _HARDER = HARD.start, HARD.stop
 
 
 @device
@@ -55,11 +64,13 @@ def _yes(condition: bool) -> float:
 @device
 def _scores(numbers: Any, entropy: float, margin: float, same: float, new: bool, duplicate: bool) -> Any:
     """One score for each `Lane`."""
-    at, s = columns(0), fill(0.0)
-    s = _either(_LOW, at, _yes(entropy < numbers[0]), s)
-    s = _either(_HIGH, at, _yes(entropy > numbers[1]), s)
-    s = _either(_TAIL, at, _yes(entropy > numbers[2]), s)
-    s = _either(_BOUNDARY, at, _yes(margin < numbers[3]), s)
+    at, s, hard = columns(0), fill(0.0), 0.0
+    for k in range(_HARD, _HARDER):
+        hard += _yes(entropy > numbers[k])
+    s = _either(_LOW, at, _yes(entropy < numbers[EASY]), s)
+    s = _either(_HIGH, at, hard / (_HARDER - _HARD), s)
+    s = _either(_TAIL, at, _yes(entropy > numbers[EXTREME]), s)
+    s = _either(_BOUNDARY, at, _yes(margin < numbers[CLOSE]), s)
     s = _either(_COLLAPSE, at, same, s)
     s = _either(_DIVERSE, at, 1.0 - same, s)
     s = _either(_NOVEL, at, _yes(new), s)
@@ -84,6 +95,19 @@ def seen(recent: Any, key: Any) -> bool:
     return found
 
 
+@device
+def refresh(recent: Any, key: Any, newest: int) -> None:
+    """Make `key`, one of those remembered, the last to be forgotten; the newest of the ring is at `newest`."""
+    k = 0
+    while k < REMEMBERED - 1 and recent[k] != key:
+        k += 1
+    while k != newest:
+        after = (k + 1) % REMEMBERED
+        recent[k] = recent[after]
+        k = after
+    recent[newest] = key
+
+
 @apart
 def weigh(
     baseline: int,
@@ -91,6 +115,7 @@ def weigh(
     wealth: int,
     excess: int,
     sums: int,
+    window: int,
     entropy: float,
     margin: float,
     label: int,
@@ -103,17 +128,19 @@ def weigh(
     Args:
         baseline: address of the numbers at `Job.BASELINE`.
         counts, wealth, excess, sums: addresses of what the client's row holds: uint32 first occurrences and restarts,
-            a float64, float64 ``(LANES,)`` and uint32 ``(LANES,)``.
+            a float64, float32 ``(LANES,)`` and uint32 ``(LANES,)``.
+        window: address of the last window's statistic, float32, of three uint32 - rows in the open window, windows
+            closed, and those that stood out - and of the open one's sums, uint16 ``(LANES,)``.
         label: bin of the row's label.
         same: share of the client's earlier rows with this label; 0 if there are none.
     """
     numbers = carray(pointer(baseline), (BASELINE_NUMBERS,), np.float64)
     count, rich = carray(pointer(counts), (2,), np.uint32), carray(pointer(wealth), (1,), np.float64)
-    ahead, total = carray(pointer(excess), (LANES,), np.float64), carray(pointer(sums), (LANES,), np.uint32)
+    ahead, total = carray(pointer(excess), (LANES,), np.float32), carray(pointer(sums), (LANES,), np.uint32)
     rows = np.int64(count[0])
     place = THRESHOLDS // WIDTH + 3 * _octave(rows)
     mean, sharp, most = load(numbers, place), load(numbers, place + 1), load(numbers, place + 2)
-    e = load(ahead, 0)
+    e = load(numbers, EXPECTED // WIDTH) if rows == 0 else load_at(ahead, 0)
     raw = _scores(numbers[8 * label :], entropy, margin, same, new, duplicate)
     s = where(mean < fill(1.0), raw, mean)
     hope = larger(e, fill(0.0))
@@ -125,9 +152,29 @@ def weigh(
         if rich[0] < RUIN and count[1] < _MOST:
             rich[0] = 0.0
             count[1] += np.uint32(1)
-    store(ahead, 0, e + (s - mean - e) * (1.0 / (2.0 + (rows if rows < MEMORY else MEMORY))))
+    store_at(ahead, 0, e + (s - mean - e) * (1.0 / (PRIOR + (rows if rows < MEMORY else MEMORY))))
+    windows = carray(pointer(window + 4), (3,), np.uint32)
+    opened = carray(pointer(window + 16), (LANES,), np.uint16)
     for k in range(LANES):
         part = np.uint32(lane(raw, k) * PARTS + 0.5)
         total[k] = total[k] + part if total[k] < _MOST - part else _MOST
+        opened[k] += np.uint16(part)
+    windows[0] += np.uint32(1)
+    if windows[0] >= WINDOW:
+        _close(numbers, window, windows, opened)
     if count[0] < _MOST:
         count[0] += np.uint32(1)
+
+
+@device
+def _close(numbers: Any, window: int, windows: Any, opened: Any) -> None:
+    """Note down how far a window stands out, and open the next."""
+    furthest = 0.0
+    for k in range(LANES):
+        above = opened[k] / PARTS / windows[0] - numbers[WINDOWS + k]
+        furthest = max(furthest, above * numbers[WINDOWS + LANES + k])
+        opened[k] = np.uint16(0)
+    carray(pointer(window), (1,), np.float32)[0] = furthest
+    windows[0] = np.uint32(0)
+    windows[1] += np.uint32(windows[1] < _MOST)
+    windows[2] += np.uint32(furthest > 1.0 and windows[2] < _MOST)

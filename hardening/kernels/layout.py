@@ -135,7 +135,7 @@ HISTOGRAM_BINS: Final = 8
 class Lane(IntEnum):
     """What speaks against a client, one score in [0, 1] for each row asked for the first time."""
 
-    HIGH = 0  # entropy above most ordinary rows with this label
+    HIGH = 0  # how high the entropy is among those of ordinary rows with this label: edges it exceeds, of `HARD`
     TAIL = 1  # entropy above all but few of these
     LOW = 2  # entropy below most of these
     COLLAPSE = 3  # share of the client's earlier rows with this label: large if all are of one class
@@ -148,13 +148,23 @@ class Lane(IntEnum):
 LANES: Final = len(Lane)
 #: Means that ordinary clients keep below may depend on how many rows came before: one set for each power of two.
 OCTAVES: Final = 16
-#: The baseline as kernels read it: for each bin of labels eight numbers, of which the first four are thresholds
-#: (entropies low, high, tail; margin); then for each octave the means, ``1 / (mean (1 - mean))``, and the largest bet,
-#: `LANES` of each.
+#: The baseline as kernels read it: for each bin of labels eight numbers, seven entropies that divide ordinary rows and
+#: a margin; then for each octave the means, one over the variance, and the largest bet, `LANES` of each; then what
+#: excess a bettor expects of a client it has not seen; then for windows the average scores, and one over how far these
+#: may be exceeded.
 THRESHOLDS: Final = 8 * LABEL_BINS
-BASELINE_NUMBERS: Final = THRESHOLDS + 3 * LANES * OCTAVES
-#: Rows over which a client's own scores are averaged, and questions that are remembered of a client.
+EXPECTED: Final = THRESHOLDS + 3 * LANES * OCTAVES
+WINDOWS: Final = EXPECTED + LANES
+BASELINE_NUMBERS: Final = WINDOWS + 2 * LANES
+#: Of the seven entropies, that below which a row is `Lane.LOW`, those from which on `Lane.HIGH` counts, that of
+#: `Lane.TAIL`; and the place of the margin.
+EASY, HARD, EXTREME, CLOSE = 0, range(1, 7), 5, 7
+#: Rows asked for the first time that make a window.
+WINDOW: Final = 100
+#: Rows over which a client's own scores are averaged, rows that what a bettor expects counts for, and questions that
+#: are remembered of a client.
 MEMORY: Final = 128
+PRIOR: Final = 10
 REMEMBERED: Final = 16
 #: Sums of scores are kept in these parts of one, as whole numbers, so that they can be added in any order.
 PARTS: Final = 256

@@ -23,6 +23,8 @@ from hardening.program import Program, Task
 from hardening.transforms import Types
 
 MOST = float(np.log2(10))
+#: What honest clients do.
+HABITS = ("browses", "repeats", "polls", "batches")
 
 
 class Summaries(NamedTuple):
@@ -51,27 +53,42 @@ class Honest(NamedTuple):
     asked: Summaries
     kinds: np.ndarray
 
-    def client(self, rng: np.random.Generator, count: int) -> Summaries:
-        """One honest client: some classes much more than others; one in ten polls, asking most things again."""
-        weights = rng.dirichlet(np.full(int(self.kinds.max()) + 1, 2.0))[self.kinds]
+    def client(self, rng: np.random.Generator, count: int, habit: str | None = None) -> Summaries:
+        """One honest client: some classes much more than others, each client to a degree and with a habit of its own.
+
+        Of `HABITS`, seven in ten clients browse. The others ask most things again and again, poll one hard question
+        between others, or send batches of one class after another.
+        """
+        skew = np.exp(rng.uniform(np.log(0.5), np.log(10)))
+        weights = rng.dirichlet(np.full(int(self.kinds.max()) + 1, skew))[self.kinds]
+        habit = habit or str(rng.choice(HABITS, p=(0.7, 0.1, 0.1, 0.1)))
         chosen = rng.choice(len(self.kinds), count, p=weights / weights.sum())
-        asked = self.asked.take(chosen)
+        if habit == "batches":
+            batch = np.searchsorted(np.cumsum(rng.integers(20, 200, count)), np.arange(count), side="right")
+            order = rng.permutation(int(self.kinds.max()) + 1)[self.kinds[chosen]]
+            chosen = chosen[np.lexsort((order, batch))]
         # Drawn again from a finite population, a row stands for another question of its like.
-        asked = Summaries(asked.rows, rng.integers(1, 2**32, count, np.uint32))
-        if rng.random() < 0.1:
+        asked = Summaries(self.asked.rows[chosen], rng.integers(1, 2**32, count, np.uint32))
+        if habit == "repeats":
             again = np.maximum.accumulate(np.where(rng.random(count) < 0.2, np.arange(count), 0))
             asked = asked.take(again)
+        if habit == "polls":
+            hard = rng.choice(np.flatnonzero(self.asked.rows[:, 0] > np.quantile(self.asked.rows[:, 0], 0.95)))
+            polls = rng.random(count) < rng.uniform(0.2, 0.9)
+            asked.rows[polls], asked.keys[polls] = self.asked.rows[hard], 7
         return asked
 
 
 class World:
     """A model of real data, those who use it, and those who would have it.
 
-    `vary` makes new rows of the same kind out of real ones, `foreign` natural rows of another.
+    `vary` makes new rows of the same kind out of real ones, `foreign` natural rows of another, `augment` such as one
+    would add to too small a training set.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, known: int, vary: Vary, foreign: Vary) -> None:
-        self.x, self.y, self.known, self._vary, self._foreign = x, y, known, vary, foreign
+    def __init__(self, x: np.ndarray, y: np.ndarray, known: int, vary: Vary, foreign: Vary, augment: Vary) -> None:
+        self.x, self.y, self.known, self._vary = x, y, known, vary
+        self._new = {"foreign": foreign, "augmented": augment}
         self._logs: dict[tuple[int, int, int], Mapping[str, Log]] = {}
 
     @functools.cached_property
@@ -109,17 +126,32 @@ class World:
     def baseline(self) -> Baseline:
         return calibrate(self.logs(400, 600), "p")
 
+    @functools.cached_property
+    def thorough(self) -> Baseline:
+        """A baseline that enough clients make for one window in a thousand to be known."""
+        return calibrate(self.logs(6000, 700), "p")
+
     def ask(self, attack: str, rng: np.random.Generator, count: int) -> np.ndarray:
-        """What a thief asks, one of `ATTACKS`."""
+        """What a thief asks: one of `ATTACKS`, or "noisy", which hardly differs from what he has."""
         if attack == "uniform":
             return rng.random((count, self.x.shape[1])).astype(np.float32)
-        if attack == "foreign":
+        if attack in self._new:
             x, y = self.x[self.known :], self.y[self.known :]
-            return self._foreign(rng, x, rng.integers(len(x), size=count), y).astype(np.float32)
+            return self._new[attack](rng, x, rng.integers(len(x), size=count), y).astype(np.float32)
         if attack == "jacobian":
             return self._jacobian(rng, count)
-        half = np.concatenate([self.ask("uniform", rng, (count + 1) // 2), self.draw(rng, count // 2)[0]])
-        return half[rng.permutation(count)]
+        if attack == "between":
+            # Zhang et al. (2018), "mixup", as far from either row as it takes to be another question.
+            way = rng.uniform(0.3, 0.7, (count, 1))
+            return ((1 - way) * self.draw(rng, count)[0] + way * self.draw(rng, count)[0]).astype(np.float32)
+        if attack == "noisy":
+            x, _ = self.draw(rng, count)
+            return np.clip(x + rng.normal(0, 0.05, x.shape), 0, 1).astype(np.float32)
+        return self.dilute(self.ask("uniform", rng, (count + 1) // 2), rng, count)
+
+    def dilute(self, asked: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+        """The same hidden among honest questions, so that there are `count`."""
+        return rng.permutation(np.concatenate([asked, self.draw(rng, count - len(asked))[0]]))
 
     def _jacobian(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Papernot et al. (2017): seeds, moved along the sign of the gradient of their class, again and again.
@@ -132,11 +164,12 @@ class World:
             x = np.concatenate(rounds)
             label = self.scores(x).argmax(axis=1)
             active = (x @ w + b > 0).astype(np.float32)
-            rounds.append(np.clip(x + 0.1 * np.sign((active * v[:, label].T) @ w.T), 0, 1).astype(np.float32))
+            step = rng.uniform(0.05, 0.15, (len(x), 1))  # from where he asked before, and not to where he asked before
+            rounds.append(np.clip(x + step * np.sign((active * v[:, label].T) @ w.T), 0, 1).astype(np.float32))
         return np.concatenate(rounds)[:count]
 
 
-ATTACKS = ("uniform", "foreign", "jacobian", "diluted")
+ATTACKS = ("uniform", "foreign", "jacobian", "between", "augmented", "diluted")
 #: New rows from real ones ``x[chosen]`` of classes `y`.
 Vary = Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -161,11 +194,21 @@ def _quarters(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np
     return whole.reshape(-1, 64)
 
 
+def _by_a_pixel(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Moved by a pixel, or not at all, in either direction, and a little brighter or darker."""
+    grid, step = np.arange(8), rng.integers(-1, 2, (2, len(chosen), 1))
+    rows, columns = (grid + step[0]) % 8, (grid + step[1]) % 8
+    image = x[chosen].reshape(-1, 8, 8)[np.arange(len(chosen))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return np.clip(image.reshape(-1, 64) * rng.uniform(0.9, 1.1, (len(chosen), 1)), 0, 1)
+
+
 @functools.cache
 def digits() -> World:
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.data))
-    return World((data.data[order] / 16).astype("f4"), data.target[order], 900, _as_cameras_differ, _quarters)
+    return World(
+        (data.data[order] / 16).astype("f4"), data.target[order], 900, _as_cameras_differ, _quarters, _by_a_pixel
+    )
 
 
 def _between(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -183,13 +226,19 @@ def _columns_apart(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, 
     return np.stack([rng.permutation(column) for column in x[chosen].T], axis=1)
 
 
+def _columns_corrupted(rng: np.random.Generator, x: np.ndarray, chosen: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Six columns in ten of other rows, each of another (Bahri et al. 2022, "SCARF")."""
+    corrupted = rng.random((len(chosen), x.shape[1])) < 0.6
+    return np.where(corrupted, _columns_apart(rng, x, rng.integers(len(x), size=len(chosen)), y), x[chosen])
+
+
 @functools.cache
 def cells() -> World:
     """A table: thirty measurements of cell nuclei, benign or malignant (Street et al. 1993)."""
     data = load_breast_cancer()
     order = np.random.default_rng(0).permutation(len(data.data))
     ranks = data.data[order].argsort(axis=0).argsort(axis=0) / len(data.data)
-    return World(ranks.astype("f4"), data.target[order], 280, _between, _columns_apart)
+    return World(ranks.astype("f4"), data.target[order], 280, _between, _columns_apart, _columns_corrupted)
 
 
 def as_log(asked: Summaries, duplicate: np.ndarray | None = None) -> Log:

@@ -11,9 +11,10 @@ import pytest
 
 from hardening.cli import main
 from hardening.clients import Baseline
-from hardening.clients.baseline import calibrate, interval
+from hardening.clients.baseline import EDGES, calibrate
 from hardening.clients.evidence import scores
 from hardening.clients.log import read_log, records
+from hardening.clients.window import interval
 from hardening.errors import ConfigError
 from hardening.kernels.layout import LABEL_BINS, Lane
 from tests.clients import crowd
@@ -33,10 +34,10 @@ def test_thresholds_and_means_are_those_of_the_log() -> None:
     assert 40 < baseline.clients < 80
     assert baseline.held_out.clients == 120 - baseline.clients or baseline.held_out.clients > 30
     every = np.concatenate([log.entropy[log.label == 3] for log in logs.values()])
-    low, high, tail, _ = baseline.thresholds[3]
-    assert low <= high <= tail
-    assert (every > high).mean() == pytest.approx(0.25, abs=0.05)
-    assert (every > tail).mean() == pytest.approx(0.05, abs=0.02)
+    *edges, _ = baseline.thresholds[3]
+    assert edges == sorted(edges)
+    for edge, quantile in zip(edges, EDGES, strict=True):
+        assert (every <= edge).mean() == pytest.approx(quantile, abs=0.05)
     assert baseline.thresholds[LABEL_BINS - 1] == baseline.thresholds[LABEL_BINS - 2], "no such label: those of all"
     # Nearly every client stays below, and the means are no larger than that takes.
     own = np.array([scores(baseline.numbers(), log.firsts()).mean(axis=0) for log in logs.values()])
@@ -66,7 +67,8 @@ def test_held_out_clients_that_are_other_people_are_found_outside() -> None:
 
 
 def test_too_small_a_log() -> None:
-    few = {f"c{i}": log for i, log in enumerate(list(crowd.digits().logs(120, 200, 11).values())[:30])}
+    rng = np.random.default_rng(0)
+    few = {f"c{i}": crowd.as_log(crowd.digits().honest.client(rng, 50, "browses")) for i in range(30)}
     with pytest.raises(ConfigError, match="log: has 30 clients with at least 32 different questions, of 30 in all"):
         calibrate(few)
     with pytest.raises(ConfigError, match="has 0 clients with at least 32 different questions, of 30 in all"):
@@ -121,7 +123,7 @@ def test_lines_that_are_wrong(line: str, problem: str) -> None:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("log") / "benign.jsonl"
-    path.write_text("\n".join(lines(80, 80)) + "\n")
+    path.write_text("\n".join(lines(80, 130)) + "\n")
     return path
 
 
@@ -135,12 +137,19 @@ def test_the_command(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert facts["clients"] == baseline.clients
     assert facts["held_out"]["outside_interval"] == list(baseline.held_out.share_outside())
     assert facts["levels"]["0.5"] == pytest.approx(1e-2)
+    assert facts["window"]["windows"] == baseline.window.windows > 0
+    assert facts["window"]["held_out"]["windows"] == baseline.window.tried.windows > 0
+    assert facts["window"]["held_out"]["interval"] == list(baseline.window.tried.rate())
+    assert facts["window"]["level"] == baseline.window.level > 0.001
+    assert facts["window"]["reach"]["high"] == baseline.window.reach[0]
     assert (baseline.output, baseline.classes) == ("p", 10)
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "entropy high for its label" in text
     assert "suspicion 1.0: an honest client inside the baseline ever gets there with chance 0.0001 at most" in text
-    assert "of all, with 95 % confidence" in " ".join(text.split())
+    said = " ".join(text.split())
+    assert "of all, with 95 % confidence" in said
+    assert "of ordinary ones may stand out (so few as" in said
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -151,15 +160,17 @@ def test_a_baseline_that_does_not_hold_is_found(tmp_path: Path, capsys: pytest.C
     rng, out = np.random.default_rng(8), []
     for i in range(80):
         made = (
-            crowd.digits().summed_up(crowd.digits().ask("foreign", rng, 80))
+            crowd.digits().summed_up(crowd.digits().ask("foreign", rng, 120))
             if _held_out(f"c{i}")
-            else crowd.digits().honest.client(rng, 80)
+            else crowd.digits().honest.client(rng, 120, "browses")
         )
         out += records(f"c{i}", made.rows.T, made.keys)
     (tmp_path / "log").write_text("\n".join(out))
     arguments = ["calibrate", "--benign", str(tmp_path / "log"), "-o", str(tmp_path / "b.json"), "--json"]
     assert main(arguments) == 1
-    assert json.loads(capsys.readouterr().out)["held_out"]["flagged"] > 20
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["held_out"]["flagged"] > 20
+    assert facts["window"]["held_out"]["beyond"] > 20
 
 
 def test_mistakes(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

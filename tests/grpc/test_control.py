@@ -188,7 +188,7 @@ def test_the_table(width: int) -> None:
 
 
 KNOWN = {
-    "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, tier="normal"),
+    "alice": Standing(queries=2, bits=10.0, rho=0.25, spent=0.42, suspicion=0.5, window=2.5, tier="normal"),
     "bob": Standing(queries=1, bits=20.0, spent=0.999, suspicion=1.25, tier="deny"),
     "c" * 64: Standing(spent=1.0, suspicion=math.inf, tier="deny"),
 }
@@ -197,25 +197,25 @@ KNOWN = {
 def test_columns_that_say_something_are_shown() -> None:
     text = shown(KNOWN, 140)
     bob, alice = [line.split() for line in text.splitlines() if line.split()[:1] in (["alice"], ["bob"])]
-    known = ["alice", "2", "10", "0.25", "████░░░░░░", "42%", "normal", "0.50", "0.000", "0.000", "0", "0.0%"]
+    known = ["alice", "2", "10", "0.25", "████░░░░░░", "42%", "normal", "0.50", "2.50", "0.000", "0.000", "0", "0.0%"]
     assert alice == known
     # Not all of a budget is spent before all of it is.
-    assert bob == ["bob", "1", "20", "0", "██████████", "99%", "deny", "1.25", "0.000", "0.000", "0", "0.0%"]
+    assert bob == ["bob", "1", "20", "0", "██████████", "99%", "deny", "1.25", "0.00", "0.000", "0.000", "0", "0.0%"]
     assert "clients: 3, queries: 3, suspected: 2" in text
     assert "unbounded" in text
     assert text.count("c" * 16) == 3  # a long name goes on in the next line
-    for heading in ("rho", "budget spent", "suspicion"):
+    for heading in ("rho", "budget spent", "suspicion", "window"):
         assert heading in text
 
 
-@pytest.mark.parametrize("width", [70, 80, 90, 100, 110])
+@pytest.mark.parametrize("width", [70, 80, 90, 100, 110, 120])
 def test_what_does_not_fit_is_left_out_as_a_whole(width: int) -> None:
     text = shown({name: known for name, known in KNOWN.items() if len(name) < 10}, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     (bob,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["bob"]]
     assert bob[:8] == ["bob", "1", "20", "0", "██████████", "99%", "deny", "1.25"]
-    assert ("0.0%" in bob) == (width >= 110)
+    assert ("0.0%" in bob) == (width >= 120)
 
 
 def test_nobody_has_asked_yet() -> None:

@@ -72,7 +72,7 @@ class Process:
         """`rows` new questions, numbered from `key` on; odd ones speak against the client."""
         slot = self.clients.slot(client)
         self.replica.meet(slot)
-        summary = np.tile([2.5, 0, 1, 0.0] if odd else [0.5, 3, 2, 0.5], (rows, 1))
+        summary = np.tile([2.5, 0, 1, 0.0] if odd else [0.05, 3, 2, 0.5], (rows, 1))
         fold(self.clients, BASELINE, np.full(rows, slot), Summaries(summary, np.arange(key, key + rows).astype("u4")))
 
     @property
@@ -104,33 +104,36 @@ def test_what_was_gathered_outlives_processes(stores: Open, clock: FakeClock) ->
             assert np.array_equal(after.row()[name], known[name]), name
         assert float(evidence(after.row())) == pytest.approx(float(evidence(known)), rel=1e-12)
         assert after.clients.suspicion("alice", ALPHA) > 1
-        assert after.clients.suspicion("bob", ALPHA) == 0
-        # One harmless question to a process that knows nothing yet takes nothing from what is known.
+        assert after.clients.suspicion("bob", ALPHA) < 0.1  # the first bet is on what thieves do
+        # One harmless question to a process that knows nothing yet takes hardly anything from what is known.
         after.ask("alice", 1, key=900, odd=False)
         assert after.clients.suspicion("alice", ALPHA) > 1
     assert after.kinds == []
 
 
-def test_restarts_acquit_nobody(clock: FakeClock) -> None:
-    """A hundred processes, each asked one harmless question: no bet is lost, so nothing of the evidence is."""
+def test_restarts_hardly_acquit_anybody(clock: FakeClock) -> None:
+    """A hundred processes, each asked one harmless question: each loses a first bet, a hundredth of the threshold."""
     store = MemoryStore(clock)
     first = Process(store, clock)
-    first.ask("alice", 6)
+    first.ask("alice", 12)
     first.replica.tick()
     before = first.clients.suspicion("alice", ALPHA)
-    assert 1 < before < 1.5
+    assert 2 < before < 2.5
     for life in range(100):
         process = Process(store, clock)
         process.ask("alice", 1, key=100 + life, odd=False)
-        assert process.clients.suspicion("alice", ALPHA) == pytest.approx(before)
+        now = process.clients.suspicion("alice", ALPHA)
+        assert before - 0.0101 < now < before
+        before = now
         process.replica.tick()
         clock.now += LIFE / 10
+    assert before > 1
 
 
 def test_replicas_of_one_client_have_the_evidence_of_all(stores: Open, clock: FakeClock) -> None:
     many = [Process(stores(), clock) for _ in range(3)]
     for i, process in enumerate(many):
-        process.ask("alice", 2 + i, key=100 * i + 1)
+        process.ask("alice", 3 + i, key=100 * i + 1)
     parts = [process.clients.own(0) for process in many]
     assert all(process.clients.suspicion("alice", ALPHA) < 1 for process in many)
     for process in many + many:
@@ -141,7 +144,7 @@ def test_replicas_of_one_client_have_the_evidence_of_all(stores: Open, clock: Fa
             assert np.array_equal(process.row()[name], whole[name]), name
         assert float(evidence(process.row())) == pytest.approx(float(evidence(whole)), rel=1e-12)
         assert process.clients.own(0) == parts[many.index(process)]
-        assert process.clients.standing("alice", "t", ALPHA).queries == 9
+        assert process.clients.standing("alice", "t", ALPHA).queries == 12
         assert process.clients.suspicion("alice", ALPHA) > 1.2
 
 

@@ -109,6 +109,7 @@ COLUMNS = (
     Column("budget spent", lambda c: _bar(c["spent"] or 0.0), lambda c: c.get("spent") != 0, "left"),
     Column("tier", lambda c: Text(c["tier"], "red" if c["tier"] == "deny" else ""), justify="left"),
     Column("suspicion", lambda c: _suspicion(c["suspicion"]), lambda c: c.get("suspicion") != 0),
+    Column("window", lambda c: _number(c["window"], ".2f"), lambda c: c.get("window") != 0),
     Column("posterior\nentropy", lambda c: _number(c["posterior_entropy"], ".3f")),
     Column("label\nentropy", lambda c: _number(c["label_entropy"], ".3f")),
     Column("code\nlength", lambda c: _number(c["code_length"], ",.0f")),
