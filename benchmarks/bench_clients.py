@@ -74,7 +74,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield connection
     finally:
-        server.kill()
+        server.close()
 
 
 @pytest.mark.parametrize(

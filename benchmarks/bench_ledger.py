@@ -37,4 +37,4 @@ def test_spend(kind: str, race: Race, tmp_path: Path) -> None:
     finally:
         books.close()
         plain.close()
-        server.kill()
+        server.close()

@@ -28,18 +28,19 @@ LAWS: dict[str, Noise] = {"laplace": Laplace(scale=SCALE), "gaussian": Gaussian(
 
 @functools.cache
 def row_by_row() -> Callable[[Any, Any], None]:
-    """A job's first instruction on every row in place."""
+    """A job's first instruction on every row in place; between the rows is what it works with."""
     from numba import carray, njit
 
     from hardening.kernels.job import nonces_of
     from hardening.kernels.lanes import WIDTH, execute, pointer
+    from hardening.kernels.program import SCRATCH_VECTORS
 
     def run(job: Any, nonces: Any) -> None:
         step = carray(pointer(job[Job.STEPS]), (STEP,), np.int64)
         job[Job.PARAMS], job[Job.DATA], job[Job.SECRET] = step[Step.PARAMS], step[Step.DATA], step[Step.SECRET]
         job[Job.WIDE], area = 1, nonces_of(job, 0)
         for row in range(job[Job.VECTORS]):
-            job[Job.NUMBERS] = job[Job.SCORES] + 8 * job[Job.WIDTH] * row
+            job[Job.NUMBERS] = job[Job.SCORES] + 8 * SCRATCH_VECTORS * job[Job.WIDTH] * row
             for i in range(3):
                 area[WIDTH * i] = nonces[row, i]
             area[WIDTH * 3] = 0
@@ -50,17 +51,25 @@ def row_by_row() -> Callable[[Any, Any], None]:
 
 def variants(law: Noise, cipher: str, shape: tuple[int, int]) -> dict[str, Callable[[Any], object]]:
     """The instruction alone, and a task around it; each takes nonces."""
+    from hardening.kernels.program import SCRATCH_VECTORS
+
     assert shape[1] % 8 == 0  # rows follow each other without a gap
     program = Program(Pipeline("scalar", (law,)), shape[1], Key(1, cipher, bytes(range(32))), "p", "m")
     nonces, scores = np.empty((shape[0], 3), np.uint32), np.empty(shape)
     task, whole, run = Task(program, scores, shape[0], nonces), Task(program, scores, shape[0], nonces), row_by_row()
     scores[...] = 0.0
+    rows = np.zeros((shape[0], SCRATCH_VECTORS * shape[1]))
+    task.job[Job.SCORES] = rows.ctypes.data
 
     def around(q: Any) -> object:
         nonces[...] = q
         return whole.run()
 
-    return {"keyed noise": lambda q: run(task.job, q), "whole task": around}
+    def alone(q: Any) -> object:
+        run(task.job, q)
+        return rows
+
+    return {"keyed noise": alone, "whole task": around}
 
 
 def fresh_of(shape: tuple[int, int]) -> Callable[[np.random.Generator], Any]:

@@ -124,11 +124,13 @@ def hand_written() -> Callable[[Any], int]:
             program._spread_nonces(j, first, wide)
             j[Job.PARAMS], j[Job.DATA] = steps[0, Step.PARAMS], steps[0, Step.DATA]
             j[Job.SECRET] = steps[0, Step.SECRET]
+            j[Job.FEW] = j[Job.LEFT] = 0
             noise(address)
-            j[Job.PARAMS] = steps[1, Step.PARAMS]
+            j[Job.PARAMS], j[Job.FEW], j[Job.LEFT] = steps[1, Step.PARAMS], j[Job.LEFT], 0
             project(address)
-            j[Job.PARAMS], j[Job.FEW] = steps[2, Step.PARAMS], j[Job.LEFT]
+            j[Job.PARAMS], j[Job.FEW], j[Job.LEFT] = steps[2, Step.PARAMS], j[Job.LEFT], 0
             types(address)
+            j[Job.FEW] = j[Job.LEFT]
             program._write(b, j, first)
             first += 1 if wide else WIDTH
         return 0
