@@ -37,6 +37,7 @@ from hardening.kernels.layout import (
     LABEL_BINS,
     LANES,
     MEMORY,
+    NO_PRIOR,
     OCTAVES,
     PRIOR,
     RUIN,
@@ -115,7 +116,8 @@ class Bettors:
         sets = numbers[THRESHOLDS:EXPECTED].reshape(OCTAVES, 3, LANES)[octave(self.firsts)]
         mean, sharp, most = sets[:, 0], sets[:, 1], sets[:, 2]
         s = np.where(mean < 1, row, mean)
-        excess = np.where((self.firsts == 0)[:, None], numbers[EXPECTED : EXPECTED + LANES], self.excess.astype(float))
+        expected = numbers[EXPECTED : EXPECTED + LANES]
+        excess = np.where((self.firsts == 0)[:, None], expected, self.excess.astype(float))
         hope = np.maximum(excess, 0)
         bet = np.minimum(hope * sharp, most)
         gain = bet * hope
@@ -123,12 +125,12 @@ class Bettors:
         share = gain / np.where(whole > 0, whole, 1)[:, None]
         wealth = self.wealth + np.log1p((share * bet * (s - mean)).sum(axis=1))
         ruined = wealth < RUIN
-        rate = 1 / (np.minimum(self.firsts, MEMORY) + PRIOR)
+        rate = 1 / (np.minimum(self.firsts, MEMORY)[:, None] + np.where(expected > 0, PRIOR, NO_PRIOR))
         return Bettors(
             self.firsts + 1,
             self.restarts + ruined,
             np.where(ruined, 0.0, wealth),
-            (excess + (s - mean - excess) * rate[:, None]).astype(np.float32),
+            (excess + (s - mean - excess) * rate).astype(np.float32),
         )
 
 

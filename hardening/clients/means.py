@@ -50,10 +50,14 @@ def upper(scored: list[NDArray[np.float64]], quantile: float) -> NDArray[np.floa
 
 
 def dispersion(scored: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Variance of clients' scores as a share of what coins with their means would have, ``(LANES,)``."""
+    """Variance of clients' scores as a share of what coins with their means would have, ``(LANES,)``.
+
+    1, the most there can be, where ordinary scores are too rare to tell: to bet more than on a coin would be ruin.
+    """
     average = np.mean([s.mean(axis=0) for s in scored], axis=0)
-    coin = np.maximum(average * (1 - average), LEAST_MEAN)
-    return np.asarray(np.clip(np.mean([s.var(axis=0) for s in scored], axis=0) / coin, LEAST_DISPERSION, 1.0))
+    coin, varies = average * (1 - average), np.mean([s.var(axis=0) for s in scored], axis=0)
+    known = coin > LEAST_MEAN
+    return np.asarray(np.clip(np.where(known, varies / np.where(known, coin, 1.0), 1.0), LEAST_DISPERSION, 1.0))
 
 
 def _longest(part: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ from hardening.kernels.layout import (
     HARD,
     LANES,
     MEMORY,
+    NO_PRIOR,
     OCTAVES,
     PRIOR,
     REMEMBERED,
@@ -152,7 +153,8 @@ def weigh(
         if rich[0] < RUIN and count[1] < _MOST:
             rich[0] = 0.0
             count[1] += np.uint32(1)
-    store_at(ahead, 0, e + (s - mean - e) * (1.0 / (PRIOR + (rows if rows < MEMORY else MEMORY))))
+    prior = where(load(numbers, EXPECTED // WIDTH) > 0.0, fill(PRIOR), fill(NO_PRIOR))
+    store_at(ahead, 0, e + (s - mean - e) / (prior + float(rows if rows < MEMORY else MEMORY)))
     windows = carray(pointer(window + 4), (3,), np.uint32)
     opened = carray(pointer(window + 16), (LANES,), np.uint16)
     for k in range(LANES):

@@ -161,10 +161,11 @@ BASELINE_NUMBERS: Final = WINDOWS + 2 * LANES
 EASY, HARD, EXTREME, CLOSE = 0, range(1, 7), 5, 7
 #: Rows asked for the first time that make a window.
 WINDOW: Final = 100
-#: Rows over which a client's own scores are averaged, rows that what a bettor expects counts for, and questions that
-#: are remembered of a client.
+#: Rows over which a client's own scores are averaged; rows that what a bettor expects of a lane counts for, and that
+#: expecting nothing does; and questions that are remembered of a client.
 MEMORY: Final = 128
-PRIOR: Final = 10
+PRIOR: Final = 10.0
+NO_PRIOR: Final = 2.0
 REMEMBERED: Final = 16
 #: Sums of scores are kept in these parts of one, as whole numbers, so that they can be added in any order.
 PARTS: Final = 256

@@ -14,9 +14,10 @@ from hardening.clients import Baseline
 from hardening.clients.baseline import EDGES, calibrate
 from hardening.clients.evidence import scores
 from hardening.clients.log import read_log, records
+from hardening.clients.means import dispersion
 from hardening.clients.window import interval
 from hardening.errors import ConfigError
-from hardening.kernels.layout import LABEL_BINS, Lane
+from hardening.kernels.layout import LABEL_BINS, LANES, Lane
 from tests.clients import crowd
 
 
@@ -195,3 +196,17 @@ def test_mistakes(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit):
             main(["calibrate", "--benign", str(log), "--false-alarm", wrong])
         assert "must be a number between 0 and 1" in capsys.readouterr().err
+
+
+def test_scores_too_rare_to_tell_are_taken_for_coins() -> None:
+    """Two ones in ten thousand rows say nothing of how one varies who is no ordinary client; labels of a few do."""
+    rng = np.random.default_rng(0)
+    scored = [np.zeros((500, LANES)) for _ in range(20)]
+    for rows in scored:
+        rows[:, Lane.HIGH] = rng.random(500) < 0.3
+        rows[:, Lane.COLLAPSE] = 0.3 + 0.05 * rng.random(500)
+    scored[0][7, Lane.DUPLICATE] = scored[3][9, Lane.DUPLICATE] = 1.0
+    found = dispersion(scored)
+    assert found[Lane.DUPLICATE] == found[Lane.TAIL] == 1.0
+    assert found[Lane.HIGH] == pytest.approx(1.0, abs=0.02)
+    assert found[Lane.COLLAPSE] < 0.1

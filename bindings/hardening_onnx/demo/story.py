@@ -99,8 +99,7 @@ def tell(seconds: float, seed: int, progress: Progress) -> Story:
         progress("repeating questions", 0.88)
         repeats = _repeats(root, seed)
         progress("watching what clients ask", 0.9)
-        questions = int(np.clip(3.4 * seconds, 100, 200))
-        alarms = watch.alarms(bare, sessions["normal"].guard, asked, root, questions, seed)
+        alarms = watch.alarms(bare, sessions["normal"].guard, asked, root, seed)
         progress("done", 1.0)
         return Story(
             seconds=seconds,

@@ -36,6 +36,8 @@ suspicion = [ {{at = 1.0, tier = "suspect"}},
 """
 #: Ordinary clients whose log makes and tests the baseline, and as many others as are judged by it.
 LOGGED, JUDGED = 400, 60
+#: What each asks at most: labels that come up too often, or too seldom, speak against a client after 127 questions.
+QUESTIONS = 200
 REAL = "real files only"
 HALF = "half real files"
 
@@ -74,8 +76,8 @@ class Alarms:
     thieves: tuple[Watched, ...]
 
 
-def alarms(bare: Any, logging: Guard, asked: Asked, root: Path, questions: int, seed: int) -> Alarms:
-    """Ordinary clients ask `questions` each of the guard `logging`, and make a baseline, which is kept in `root`.
+def alarms(bare: Any, logging: Guard, asked: Asked, root: Path, seed: int) -> Alarms:
+    """Ordinary clients ask `QUESTIONS` each of the guard `logging`, and make a baseline, which is kept in `root`.
 
     Then a guard with `ADDED` in its policy answers others, one question at a time. Thieves may ask as many questions,
     but for the one with real files, who copied the model.
@@ -86,20 +88,20 @@ def alarms(bare: Any, logging: Guard, asked: Asked, root: Path, questions: int, 
     kinds = [path.suffix.lower() for path in (*asked.corpus.pool, *asked.corpus.held_out)]
     lines: list[str] = []
     for i in range(LOGGED):
-        chosen = ordinary_files(kinds, questions, rng)
+        chosen = ordinary_files(kinds, QUESTIONS, rng)
         lines += logged(logging, f"logged {i + 1}", scores[chosen], inputs[chosen])
     baseline = calibrate(read_log(lines), OUTPUT, classes=scores.shape[1])
     (root / BASELINE).write_text(baseline.to_json(), "utf-8")
-    made = {kind: files.synthetic(kind, asked.corpus.pool_inputs, questions, rng) for kind in files.SYNTHETIC}
-    made[HALF] = np.where(rng.random((questions, 1)) < 0.5, made[files.SPLICED], rng.permutation(inputs)[:questions])
+    made = {kind: files.synthetic(kind, asked.corpus.pool_inputs, QUESTIONS, rng) for kind in files.SYNTHETIC}
+    made[HALF] = np.where(rng.random((QUESTIONS, 1)) < 0.5, made[files.SPLICED], rng.permutation(inputs)[:QUESTIONS])
     with Guard(parse_policy(TEXT.format(output=OUTPUT) + ADDED, root), "magika", sink=RecordingSink()) as guard:
         ordinary = []
         for i in range(JUDGED):
-            chosen = ordinary_files(kinds, questions, rng)
+            chosen = ordinary_files(kinds, QUESTIONS, rng)
             ordinary.append(follow(guard, f"ordinary {i + 1}", inputs[chosen], scores[chosen].__getitem__))
         thieves = [follow(guard, kind, asks, _answering(bare, asks)) for kind, asks in made.items()]
         thieves.append(follow(guard, REAL, asked.corpus.pool_inputs, asked.pool.__getitem__))
-    return Alarms(baseline, questions, tuple(ordinary), tuple(thieves))
+    return Alarms(baseline, QUESTIONS, tuple(ordinary), tuple(thieves))
 
 
 def ordinary_files(kinds: Sequence[str], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
